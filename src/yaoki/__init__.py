@@ -1,0 +1,3 @@
+"""Yaoki: Reasoner-Zero RL training that resumes completely and exactly."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,59 @@
+"""Every error a user can meet: one root, each class with its exit code, each message with a hint.
+
+Messages say what happened and with which values; the hint says what to do. This module knows
+nothing of the parts that raise them.
+"""
+
+from typing import ClassVar
+
+
+class YaokiError(Exception):
+    """Root of all errors that Yaoki raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"
+
+
+class UsageError(YaokiError):
+    """The command line or the recipe cannot be understood: wrong key, value, or combination."""
+
+    exit_code = 2
+
+
+class RefusedError(YaokiError):
+    """The request is clear but would break a promise: changed config on resume, a run already in use."""
+
+    exit_code = 3
+
+
+class DataError(RefusedError):
+    """A dataset cannot be used: bad row, unreadable file, too few tasks."""
+
+
+class CorruptCheckpointError(YaokiError):
+    """Checkpoints exist, but none of those that were asked for can be restored."""
+
+    exit_code = 4
+
+
+class NothingThereError(YaokiError):
+    """The named run, checkpoint, model or file does not exist."""
+
+    exit_code = 5
+
+
+class DivergenceError(YaokiError):
+    """A step that was trained before came out with other bits: exactness is broken."""
+
+
+class StopRequested(Exception):  # noqa: N818 - control flow, not a failure
+    """A signal or the time budget asked the run to stop; nothing is lost. Exit code 75 (try again)."""
+
+    exit_code: ClassVar[int] = 75

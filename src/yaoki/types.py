@@ -1,0 +1,105 @@
+"""The nouns of one training step, from problem to rewarded completion. No torch in here.
+
+task -> prompt -> completion -> verdict -> rollout
+
+A *group* is the rollouts of one prompt; a *batch* is the rollouts of one step. Token ids are the
+record of what was sampled; text is only for eyes and verifiers and is never tokenised again.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A problem with its reference answer.
+
+    Example: `Task(uid="3f2a…", problem="47+38-12=", answer="73", source="arithmetic")`
+    """
+
+    uid: str
+    """Stable digest of problem and answer; equal problems have equal uids."""
+    problem: str
+    """What the user asks, before any template."""
+    answer: str
+    """The reference, in the form that the run's verifier understands."""
+    source: str
+    """Where the task comes from: a file name or a generated family's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A task as the engine sees it: templated and tokenised once."""
+
+    task: Task
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"
+    """The engine saw one of the stop strings."""
+    EOS = "eos"
+    """The model emitted its end-of-sequence token."""
+    LENGTH = "length"
+    """The token limit cut it off; such a completion can earn no reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Token ids as sampled, with the engine's log-probability of each (natural log)."""
+
+    token_ids: tuple[int, ...]
+    """Includes the end-of-sequence token or the tokens of the stop string, if it ended that way."""
+    logprobs: tuple[float, ...]
+    """rollout_logprobs, one per token, of the temperature-scaled distribution before top-p."""
+    text: str
+    finish_reason: FinishReason
+
+    @property
+    def stopped_by_itself(self) -> bool:
+        return self.finish_reason is not FinishReason.LENGTH
+
+
+class VerdictReason(StrEnum):
+    """What the verifier found."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+    """The text holds no answer in the expected form."""
+    TRUNCATED = "truncated"
+    """Not judged: the completion did not stop by itself."""
+    TIMEOUT = "timeout"
+    """The verifier ran into its time limit; counts as wrong."""
+    ERROR = "error"
+    """The verifier itself failed on this answer; counts as wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verifier's judgement of one completion."""
+
+    reward: float
+    """0 or 1."""
+    reason: VerdictReason
+    extracted: str | None = None
+    """The answer found in the text, for eyes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Prompt + completion + verdict; identified by (step, prompt_index, sample)."""
+
+    step: int
+    prompt_index: int
+    """Position of the prompt in the step's batch."""
+    sample: int
+    """Position in the group, 0 <= sample < group_size."""
+    policy_version: int
+    """Number of policy updates that the sampling weights had seen."""
+    prompt: Prompt
+    completion: Completion
+    verdict: Verdict

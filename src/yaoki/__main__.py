@@ -1,0 +1,5 @@
+"""`python -m yaoki` is `yaoki`."""
+
+from yaoki.cli import main
+
+main()

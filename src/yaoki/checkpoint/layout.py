@@ -1,0 +1,99 @@
+"""The names on disk: directories of a run's `checkpoints/` and the files inside one of them. No torch.
+
+    step-00000120/               a committed checkpoint
+    step-00000120.tmp/           not committed: being written, or left by a dead attempt
+    step-00000120.replaced-1/    a committed one that a later save of the same step moved aside
+
+It knows names only, nothing of what the files hold.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from yaoki.errors import CorruptCheckpointError
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+_DIRECTORY = re.compile(r"step-([0-9]{8,18})(?:(\.tmp)|\.replaced-([1-9][0-9]{0,8}))?", re.ASCII)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", re.ASCII)
+
+
+class Kind(StrEnum):
+    """What a directory's name says about it."""
+
+    COMMITTED = "committed"
+    UNFINISHED = "unfinished"
+    REPLACED = "replaced"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A directory whose name makes it a checkpoint or the beginning of one; nothing in it was read."""
+
+    path: Path
+    step: int
+    kind: Kind
+    generation: int = 0
+    """Of a replaced one: 1 was moved aside first."""
+
+    @property
+    def explanation(self) -> str:
+        """One sentence for people: what this directory is."""
+        match self.kind:
+            case Kind.COMMITTED:
+                return "committed"
+            case Kind.UNFINISHED:
+                return "unfinished: it is being written, or its writer died before the commit"
+            case Kind.REPLACED:
+                return "moved aside when its step was saved again"
+
+
+def directory_name(step: int) -> str:
+    """Name of the committed checkpoint of `step`."""
+    return f"step-{step:08d}"
+
+
+def unfinished_name(step: int) -> str:
+    """Name under which the checkpoint of `step` is written."""
+    return directory_name(step) + ".tmp"
+
+
+def replaced_name(step: int, generation: int) -> str:
+    """Name to which the checkpoint of `step` is moved aside."""
+    return f"{directory_name(step)}.replaced-{generation}"
+
+
+def part_file_name(part: str, rank: int, world_size: int) -> str:
+    """Name of the file with the tensors of one part on one rank."""
+    return f"{part}-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def parse_directory(path: Path) -> Candidate | None:
+    """What the name of `path` stands for; None if it is not one of ours."""
+    match = _DIRECTORY.fullmatch(path.name)
+    if match is None or f"{int(match[1]):08d}" != match[1]:
+        return None
+    if match[2] is not None:
+        return Candidate(path, int(match[1]), Kind.UNFINISHED)
+    if match[3] is not None:
+        return Candidate(path, int(match[1]), Kind.REPLACED, int(match[3]))
+    return Candidate(path, int(match[1]), Kind.COMMITTED)
+
+
+def is_plain_name(name: str) -> bool:
+    """True for a name of ASCII letters, digits, `.`, `_`, `-` that cannot lead out of its directory."""
+    return _PLAIN_NAME.fullmatch(name) is not None
+
+
+def plain_child(directory: Path, name: str) -> Path:
+    """`directory / name` for a name that was read from a file.
+
+    Raises:
+        CorruptCheckpointError: the name holds a separator, is `..`, or is not plain in another way.
+    """
+    if not is_plain_name(name):
+        raise CorruptCheckpointError(f"{directory}: {name!r} is not a plain file name")
+    return directory / name

@@ -1,0 +1,116 @@
+"""What is to be saved, and what a load gives back: named parts of tensors and JSON.
+
+A snapshot refers to live tensors and copies none; whoever makes one must leave the tensors as they
+are until the writer is done. It knows nothing of what the parts mean or of files.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+
+from yaoki.checkpoint.canonical import JSON
+from yaoki.checkpoint.layout import is_plain_name
+from yaoki.checkpoint.manifest import Scope
+from yaoki.errors import YaokiError
+
+DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(
+    {
+        torch.bool: "BOOL",
+        torch.uint8: "U8",
+        torch.int8: "I8",
+        torch.int16: "I16",
+        torch.uint16: "U16",
+        torch.int32: "I32",
+        torch.uint32: "U32",
+        torch.int64: "I64",
+        torch.uint64: "U64",
+        torch.float8_e4m3fn: "F8_E4M3",
+        torch.float8_e5m2: "F8_E5M2",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.float32: "F32",
+        torch.float64: "F64",
+    }
+)
+"""safetensors' names of the dtypes that can be saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartState:
+    """The state of one part: references to its tensors, and a copy of its JSON, which is small.
+
+    Raises:
+        YaokiError: a tensor that cannot be written as it is (sparse, complex, on the meta device), or
+            whose name safetensors cannot hold.
+    """
+
+    scope: Scope
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    json: JSON = None
+    """None: the part has tensors only."""
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.tensors.items():
+            _require_storable(name, tensor)
+        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+        object.__setattr__(self, "json", copy.deepcopy(self.json))
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Name of each tensor that is tied to an earlier one -> name of that one.
+
+        Tied means the same memory seen in the same way: storage, offset, dtype, shape and strides.
+        Views that merely overlap are not tied; each is stored in full.
+        """
+        first: dict[object, str] = {}
+        aliases = {}
+        for name, tensor in self.tensors.items():
+            if tensor.numel() == 0:
+                continue  # all empty tensors share the address 0
+            view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            original = first.setdefault(view, name)
+            if original != name:
+                aliases[name] = original
+        return aliases
+
+    @property
+    def num_tensor_bytes(self) -> int:
+        """Bytes of all tensors, tied ones once."""
+        aliases = self.aliases
+        return sum(tensor.nbytes for name, tensor in self.tensors.items() if name not in aliases)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All parts of one instant.
+
+    Raises:
+        YaokiError: a part's name cannot be part of a file name.
+    """
+
+    parts: Mapping[str, PartState]
+
+    def __post_init__(self) -> None:
+        for name in self.parts:
+            if not is_plain_name(name):
+                raise YaokiError(f"{name!r} cannot name a part: letters, digits, '.', '_' and '-' only")
+        object.__setattr__(self, "parts", MappingProxyType(dict(self.parts)))
+
+
+def _require_storable(name: str, tensor: torch.Tensor) -> None:
+    if name == "__metadata__" or not _is_unicode(name):
+        raise YaokiError(f"{name!a} cannot name a tensor in a safetensors file")
+    plain = tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_neg()
+    if not plain or tensor.dtype not in DTYPE_NAMES:
+        raise YaokiError(
+            f"the tensor {name!r} cannot be saved: {tensor.dtype}, {tensor.layout}, on {tensor.device}",
+            hint="save strided tensors of an integer, boolean or floating dtype that hold data",
+        )
+
+
+def _is_unicode(text: str) -> bool:
+    """False for text with lone surrogates, which UTF-8 cannot hold."""
+    return text.isprintable() or not any(0xD800 <= ord(character) < 0xE000 for character in text)

@@ -1,0 +1,1 @@
+"""What a run is asked to do. No torch in here: `yaoki --help` and `yaoki status` answer at once."""

@@ -1,0 +1,129 @@
+"""From a TOML recipe and `section.field=value` overrides to a frozen Config, with errors that help.
+
+Knows the schema and the shape of pydantic's complaints; knows nothing of runs.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from yaoki.config.schema import Config
+from yaoki.errors import NothingThereError, UsageError
+
+
+def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe, apply overrides in order, fill in defaults, validate.
+
+    Raises NothingThereError when the recipe is missing and UsageError for anything wrong in it.
+    """
+    values = {} if recipe is None else _read_toml(recipe)
+    for override in overrides:
+        _apply(values, override)
+    return _validate(values, "the recipe" if recipe is None else str(recipe))
+
+
+def read_stored(path: Path) -> Config:
+    """The resolved config that a run keeps in its directory."""
+    try:
+        return _validate(json.loads(path.read_text("utf-8")), str(path))
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from error
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """The same config with some fields set anew."""
+    values = config.model_dump(mode="json")
+    for override in overrides:
+        _apply(values, override)
+    return _validate(values, "the command line")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise NothingThereError(
+            f"there is no recipe {path}", hint="recipes that come with Yaoki are in recipes/"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, _, raw = override.partition("=")
+    path = key.strip().split(".")
+    if len(path) != 2 or not all(path):
+        raise UsageError(f"cannot read the override {override!r}", hint="overrides look like train.steps=200")
+    section = values.setdefault(path[0], {})
+    if not isinstance(section, dict):
+        raise UsageError(
+            f"{path[0]} is not a section in the recipe", hint=f"write [{path[0]}] and its fields"
+        )
+    section[path[1]] = _parse_value(raw.strip())
+
+
+def _parse_value(raw: str) -> Any:
+    """TOML's reading where it is one (numbers, booleans, lists, quoted text), else the text itself."""
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def _validate(values: Mapping[str, Any], origin: str) -> Config:
+    try:
+        return Config.model_validate({"data": {}, **values})
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        lines = [_explain(detail) for detail in details]
+        raise UsageError(f"{origin}: " + "\n".join(lines), hint=_nearest(details)) from error
+
+
+def _explain(detail: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"there is no setting {where}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{where}: {message}" if "." in where else message
+    return (
+        f"{where}: {message}, not {detail['input']!r}"
+        if detail["type"] != "missing"
+        else f"{where}: {message}"
+    )
+
+
+def _nearest(details: Sequence[ErrorDetails]) -> str | None:
+    unknown = [d["loc"] for d in details if d["type"] == "extra_forbidden"]
+    if not unknown:
+        return None
+    key = ".".join(str(part) for part in unknown[0])
+    known = setting_names()
+    sections = list(Config.model_fields)
+    section, _, field = key.partition(".")
+    elsewhere = [name for name in known if name.partition(".")[2] == (field or section)]
+    inside = [name for name in known if name.partition(".")[0] == section]
+    choices = (
+        elsewhere
+        or get_close_matches(key, inside, n=1, cutoff=0.6)
+        or get_close_matches(key, known if field else sections, n=1, cutoff=0.5)
+    )
+    if choices:
+        return f"did you mean {' or '.join(choices)}?"
+    return "docs/config.md lists every setting; sections are " + ", ".join(sections)
+
+
+def setting_names() -> list[str]:
+    """Every `section.field`, in the order of the schema."""
+    names: list[str] = []
+    for section, info in Config.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names.extend(f"{section}.{field}" for field in kind.model_fields)
+    return names

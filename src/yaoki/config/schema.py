@@ -1,0 +1,300 @@
+"""Every setting of a run: frozen sections, a docstring and bounds on every field, ORZ's values as defaults.
+
+`on_resume` on a field says what a change means for a run that already exists: `free` (may change at
+any time), `trajectory` (the default: the run would take another path) or `state` (what is saved
+would no longer fit). This module knows nothing of files, models or devices.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+FREE: dict[str, Any] = {"on_resume": "free"}
+STATE: dict[str, Any] = {"on_resume": "state"}
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """Where and how the process runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", json_schema_extra=FREE)
+    """Device for learner and engine; `auto` takes CUDA when there is one. Another device kind than the one
+    before is an elastic resume: same state, other rounding."""
+    num_threads: Count = Field(0, json_schema_extra=FREE)
+    """CPU threads for tensor work; 0 leaves torch's own choice. The count changes the last bits of sums, so
+    resuming with another one is not graded exact."""
+    deterministic: bool = Field(True, json_schema_extra=FREE)
+    """Use deterministic algorithms only; needed for the grade exact."""
+    max_seconds: float = Field(0.0, ge=0, json_schema_extra=FREE)
+    """Wall-time budget of one attempt, in seconds: then save, and leave with exit code 75. 0 means none."""
+    show_samples_every: Count = Field(20, json_schema_extra=FREE)
+    """Print sample completions every so many steps; 0 means never."""
+
+
+class TrainConfig(Section):
+    """The algorithm and its batch."""
+
+    algorithm: Literal["ppo", "grpo"] = Field("ppo", json_schema_extra=STATE)
+    """`ppo` trains a critic and uses GAE; `grpo` has no critic and compares within the group."""
+    seed: int = Field(0, ge=0, json_schema_extra=STATE)
+    """Root of every random choice."""
+    steps: Positive = Field(1000, json_schema_extra=FREE)
+    """Train until this many steps are done. Raising it continues a finished run."""
+    num_prompts: Positive = 128
+    """Prompts per step."""
+    group_size: Positive = 64
+    """Completions sampled per prompt."""
+    gamma: Fraction = 1.0
+    """Discount of GAE."""
+    gae_lambda: Fraction = 1.0
+    """Lambda of GAE; 1 with gamma 1 makes the advantage the final reward minus the value."""
+    clip_eps: float = Field(0.2, gt=0, lt=1)
+    """Bound of PPO's probability ratio: 1 - clip_eps to 1 + clip_eps."""
+    whiten_advantages: bool = True
+    """Shift and scale the advantages of the whole batch to mean 0 and variance 1 (ppo only)."""
+    scale_by_std: bool = True
+    """Divide GRPO's group-relative advantage by the group's standard deviation (grpo only)."""
+    update_epochs: Positive = 1
+    """Passes over one batch of experience."""
+    freeze_policy_steps: Count = 0
+    """Critic warm-up: train only the critic for so many steps (ppo only)."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus in the policy's loss."""
+    micro_batch_tokens: Positive = 16384
+    """Token budget (padding included) of one forward/backward. Changes memory and rounding only."""
+
+
+class DataConfig(Section):
+    """Tasks, prompts and the verifier."""
+
+    files: tuple[Path, ...] = Field((), json_schema_extra=FREE)
+    """Training files. On resume the dataset's digest is compared, not its path."""
+    format: Literal["auto", "orz", "orz_eval", "gsm8k", "jsonl", "parquet"] = Field(
+        "auto", json_schema_extra=FREE
+    )
+    """Form of the files; `auto` looks at name and content."""
+    problem_column: str = Field("problem", min_length=1, json_schema_extra=FREE)
+    """Column of the problem in JSONL and Parquet files."""
+    answer_column: str = Field("answer", min_length=1, json_schema_extra=FREE)
+    """Column of the reference answer in JSONL and Parquet files."""
+    on_bad_row: Literal["error", "skip"] = Field("error", json_schema_extra=FREE)
+    """What a row that cannot be read does: stop before training, or be skipped and counted."""
+    family: Literal["", "arithmetic", "countdown"] = Field("", json_schema_extra=STATE)
+    """Generated task family, instead of files."""
+    tasks_per_epoch: Positive = Field(4096, json_schema_extra=STATE)
+    """Length of an epoch of a generated family; every epoch has fresh tasks."""
+    template: str = Field("orz", min_length=1)
+    """`orz`, `short` (tiny models), or the path of a Jinja file that uses `problem`."""
+    max_prompt_tokens: Positive = Field(2048, json_schema_extra=STATE)
+    """Longer prompts are counted and dropped before training, never cut."""
+    verifier: str = Field("math", min_length=1)
+    """`math`, `countdown`, or `package.module:attribute` of your own."""
+    verifier_workers: Positive = Field(1, json_schema_extra=FREE)
+    """Worker processes that judge answers."""
+    verifier_time_limit_s: float = Field(5.0, gt=0, le=300)
+    """Hard limit per answer, in seconds; an answer that takes longer scores 0."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.files) == bool(self.family):
+            raise ValueError(
+                "data.files and data.family: exactly one names the tasks; "
+                'set data.files=["train.json"] or data.family="arithmetic", not both'
+            )
+        return self
+
+
+class NetworkConfig(Section):
+    """What policy and critic have in common: where they start, how they learn."""
+
+    lr: float = Field(1e-6, ge=0)
+    """Peak learning rate of AdamW."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's moment decays."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's denominator floor."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """After warm-up: stay at lr, or go down linearly to min_lr."""
+    warmup_steps: Count = 50
+    """Steps of linear warm-up from lr / warmup_steps."""
+    decay_steps: Count = 0
+    """Step at which the linear schedule reaches min_lr (linear only). Not tied to train.steps, so that
+    raising train.steps never bends a curve already walked."""
+    min_lr: float = Field(0.0, ge=0)
+    """Floor of the linear schedule."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in the model's attention while training."""
+
+    @model_validator(mode="after")
+    def _schedule_has_an_end(self) -> Self:
+        if self.schedule == "linear" and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"schedule and decay_steps: a linear schedule needs decay_steps above warmup_steps "
+                f"({self.warmup_steps}), not {self.decay_steps}; set decay_steps, usually to train.steps"
+            )
+        return self
+
+
+class PolicyConfig(NetworkConfig):
+    """The model that is trained to reason."""
+
+    init_from: str = Field("builtin:tiny", min_length=1, json_schema_extra=STATE)
+    """`builtin:tiny` (pre-trained here on the task family), `builtin:tiny-random`, the folder of a
+    Hugging Face causal LM, or its hub name."""
+    trust_remote_code: bool = Field(False, json_schema_extra=FREE)
+    """Let a hub model run its own Python code."""
+    num_mini_batches: Positive = 1
+    """Optimizer steps per pass over the batch; 1 is strictly on-policy."""
+
+
+class CriticConfig(NetworkConfig):
+    """The model that estimates the value of each state (ppo only)."""
+
+    init_from: str = Field("", json_schema_extra=STATE)
+    """Where the backbone starts; empty means where the policy starts."""
+    lr: float = Field(5e-6, ge=0)
+    """Peak learning rate of AdamW."""
+    num_mini_batches: Positive = 12
+    """Optimizer steps per pass over the batch."""
+    value_clip: float = Field(0.2, ge=0)
+    """Values may move this far from the old ones before the loss stops rewarding it; 0 means no clip."""
+
+
+class KLConfig(Section):
+    """Keeping the policy near the reference; off by default, as in ORZ."""
+
+    coef: float = Field(0.0, ge=0)
+    """Weight of the KL term (start value when adaptive)."""
+    use: Literal["loss", "reward"] = "loss"
+    """Add it to the policy's loss, or subtract it from each token's reward."""
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of KL(policy || reference) from the sampled tokens."""
+    controller: Literal["fixed", "adaptive"] = Field("fixed", json_schema_extra=STATE)
+    """Keep coef, or steer it towards target."""
+    target: float = Field(0.05, gt=0)
+    """KL per token that the adaptive controller aims at."""
+    horizon: float = Field(10000.0, gt=0)
+    """Rollouts over which the adaptive controller corrects an error."""
+    measure: bool = Field(False, json_schema_extra=STATE)
+    """Load the reference and report kl_to_ref even when coef is 0."""
+    refresh_reference_every_epoch: bool = Field(False, json_schema_extra=STATE)
+    """Make the policy the new reference whenever an epoch of the data ends."""
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.coef > 0 or self.measure or self.controller == "adaptive"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.controller == "adaptive" and self.coef == 0:
+            raise ValueError(
+                "kl.controller and kl.coef: an adaptive controller scales coef; set kl.coef above 0"
+            )
+        if self.refresh_reference_every_epoch and not self.needs_reference:
+            raise ValueError(
+                "kl.refresh_reference_every_epoch and kl.coef: there is no reference to refresh; "
+                "set kl.coef above 0 or kl.measure=true"
+            )
+        return self
+
+
+class EngineConfig(Section):
+    """How completions are sampled."""
+
+    type: Literal["transformers"] = Field("transformers", json_schema_extra=STATE)
+    """Which engine generates."""
+    batch_size: Positive = 128
+    """Completions generated together: the fixed micro-batch of rollouts. Its size changes the last bits."""
+    max_new_tokens: Positive = 8000
+    """Completions are cut off here (and can then earn no reward)."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits before sampling."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the smallest set of tokens that holds this much probability."""
+    stop: tuple[str, ...] = ("</answer>",)
+    """A completion ends where its text contains one of these."""
+
+
+class EvalConfig(Section):
+    """Held-out accuracy during training."""
+
+    every_steps: Count = Field(10, json_schema_extra=STATE)
+    """Evaluate after every so many steps, and before the first; 0 means never."""
+    files: tuple[Path, ...] = Field((), json_schema_extra=FREE)
+    """Evaluation files; a generated family brings its own held-out tasks."""
+    num_tasks: Positive = Field(256, json_schema_extra=STATE)
+    """At most so many tasks, from the front."""
+    num_samples: Positive = Field(1, json_schema_extra=STATE)
+    """Completions per task; accuracy is their mean (pass@1)."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and which are kept."""
+
+    every_steps: Count = Field(10, json_schema_extra=FREE)
+    """Save after every so many steps, and at the end; 0 means only at the end or on a stop."""
+    keep_last: Positive = Field(2, json_schema_extra=FREE)
+    """Newest checkpoints to keep."""
+    keep_every: Count = Field(0, json_schema_extra=FREE)
+    """Also keep every checkpoint whose step is a multiple of this; 0 means none."""
+    keep_best: Count = Field(0, json_schema_extra=FREE)
+    """Also keep so many of the best by held-out accuracy."""
+
+
+class ResumeConfig(Section):
+    """What a resume does when it meets trouble."""
+
+    on_divergence: Literal["stop", "warn"] = Field("stop", json_schema_extra=FREE)
+    """A step that was trained before comes out with other bits: stop with an error, or say so and go on."""
+
+
+class Config(Section):
+    """One run, whole."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    data: DataConfig
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    critic: CriticConfig = Field(default_factory=CriticConfig)
+    kl: KLConfig = Field(default_factory=KLConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    resume: ResumeConfig = Field(default_factory=ResumeConfig)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.train.algorithm == "grpo" and self.train.group_size < 2:
+            raise ValueError(
+                f"train.algorithm and train.group_size: grpo compares within a group; "
+                f"set train.group_size to 2 or more, not {self.train.group_size}"
+            )
+        if self.train.algorithm == "grpo" and self.train.freeze_policy_steps:
+            raise ValueError(
+                "train.algorithm and train.freeze_policy_steps: grpo has no critic to warm up; "
+                "set train.freeze_policy_steps=0"
+            )
+        if self.train.algorithm == "grpo" and self.kl.needs_reference and self.kl.use == "reward":
+            raise ValueError(
+                'train.algorithm and kl.use: grpo keeps its KL term in the loss; set kl.use="loss"'
+            )
+        if self.policy.init_from == "builtin:tiny" and not self.data.family:
+            raise ValueError(
+                "policy.init_from and data.family: builtin:tiny is pre-trained on a generated family; "
+                'set data.family="arithmetic", or policy.init_from="builtin:tiny-random" or a model\'s path'
+            )
+        return self

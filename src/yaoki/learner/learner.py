@@ -1,0 +1,262 @@
+"""Scoring rollouts and learning from them: the two halves of a step that touch the networks.
+
+Works on one batch at a time and keeps nothing between steps but the networks themselves. Knows nothing
+of prompts, files, checkpoints or who asked for the update.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from yaoki.config.schema import Config
+from yaoki.learner.optim import TrainedNetwork
+from yaoki.models.critic import token_values
+from yaoki.models.policy import token_logprobs
+from yaoki.ppo.advantages import (
+    gae,
+    group_relative_advantages,
+    masked_moments,
+    shaped_rewards,
+    whiten,
+)
+from yaoki.ppo.batch import Experience, micro_batches, mini_batches, pad_rollouts
+from yaoki.ppo.losses import (
+    entropy_from_logits,
+    kl_estimate,
+    kl_loss,
+    masked_mean,
+    policy_loss,
+    value_loss,
+)
+from yaoki.seeding import Purpose, seed
+from yaoki.types import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStats:
+    """What the policy's optimizer steps did, averaged over them."""
+
+    loss: float
+    entropy: float
+    """Mean over response tokens, in nats."""
+    clip_fraction: float
+    """Share of tokens on which the clip stopped the gradient."""
+    approx_kl: float
+    """Mean over tokens of KL(old policy || policy) at the time of each step (k3), in nats."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class CriticStats:
+    """What the critic's optimizer steps did, averaged over them."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats:
+    """One update; None for a network that was not trained."""
+
+    policy: PolicyStats | None
+    critic: CriticStats | None
+
+
+class Learner:
+    """Policy, critic and reference on one device."""
+
+    def __init__(
+        self,
+        policy: TrainedNetwork,
+        critic: TrainedNetwork | None,
+        reference: PreTrainedModel | None,
+        config: Config,
+    ) -> None:
+        self.policy = policy
+        self.critic = critic
+        self.reference = reference
+        self._config = config
+        self._device = policy.model.device
+
+    @torch.no_grad()
+    def score(self, rollouts: Sequence[Rollout]) -> Experience:
+        """Experience with old_logprobs; with ref_logprobs and values where there is a model for them."""
+        experience = pad_rollouts(
+            [r.prompt.token_ids for r in rollouts],
+            [r.completion.token_ids for r in rollouts],
+            [r.completion.logprobs for r in rollouts],
+            [r.verdict.reward for r in rollouts],
+            [r.prompt_index for r in rollouts],
+        )
+        old = torch.zeros_like(experience.rollout_logprobs)
+        ref = torch.zeros_like(old) if self.reference is not None else None
+        values = torch.zeros_like(old) if self.critic is not None else None
+        for rows, batch in self._micro_batches(experience):
+            columns = slice(0, batch.token_ids.shape[1])
+            old[rows, columns] = self._logprobs(self.policy.model.eval(), batch)
+            if self.reference is not None and ref is not None:
+                ref[rows, columns] = self._logprobs(self.reference, batch)
+            if self.critic is not None and values is not None:
+                values[rows, columns] = token_values(self.critic.model.eval(), batch.token_ids).cpu()
+        return replace(experience, old_logprobs=old, ref_logprobs=ref, values=values)
+
+    def with_advantages(self, experience: Experience, kl_coef: float) -> Experience:
+        """Credit for every token: GAE against the critic, or the group-relative advantage without one."""
+        train = self._config.train
+        if experience.values is None:
+            advantages = group_relative_advantages(
+                experience.rewards, experience.group, experience.loss_mask, scale_by_std=train.scale_by_std
+            )
+            return replace(experience, advantages=advantages)
+        penalty = self.kl_to_ref(experience) if self._config.kl.use == "reward" else None
+        rewards = shaped_rewards(experience.rewards, experience.loss_mask, penalty, kl_coef)
+        advantages, returns = gae(
+            rewards, experience.values, experience.loss_mask, train.gamma, train.gae_lambda
+        )
+        if train.whiten_advantages:
+            moments = masked_moments(advantages, experience.loss_mask)
+            advantages = whiten(advantages, experience.loss_mask, moments)
+        return replace(experience, advantages=advantages, returns=returns)
+
+    def kl_to_ref(self, experience: Experience) -> Tensor | None:
+        """Estimate `[N, S]` of KL(policy || reference) before the update; None without a reference."""
+        if experience.old_logprobs is None or experience.ref_logprobs is None:
+            return None
+        estimator = self._config.kl.estimator
+        return kl_estimate(experience.old_logprobs, experience.ref_logprobs, estimator)
+
+    def update(self, experience: Experience, step: int, kl_coef: float) -> UpdateStats:
+        """Train the critic on its mini-batches, then the policy on its own, once per update epoch.
+
+        `experience` has advantages; `step` counts from 0 and orders the mini-batches.
+        """
+        policy_steps: list[PolicyStats] = []
+        critic_steps: list[CriticStats] = []
+        num_rows = len(experience.num_tokens)
+        train_policy = step >= self._config.train.freeze_policy_steps
+        for epoch in range(self._config.train.update_epochs):
+            order = seed(self._config.train.seed, Purpose.MINI_BATCH, step, epoch)
+            if self.critic is not None:
+                for rows in mini_batches(num_rows, self._config.critic.num_mini_batches, order):
+                    critic_steps.append(self._critic_step(self.critic, experience.rows(rows)))
+            if train_policy:
+                for rows in mini_batches(num_rows, self._config.policy.num_mini_batches, order):
+                    policy_steps.append(self._policy_step(experience.rows(rows), kl_coef))
+        self.policy.num_batches += train_policy
+        if self.critic is not None:
+            self.critic.num_batches += 1
+        return UpdateStats(_mean(policy_steps), _mean(critic_steps))
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's live weights, for the engine."""
+        yield from self.policy.weights().items()
+
+    def refresh_reference(self) -> None:
+        """The policy of this moment becomes the reference."""
+        if self.reference is not None:
+            self.reference.load_state_dict(self.policy.model.state_dict())
+
+    def _policy_step(self, experience: Experience, kl_coef: float) -> PolicyStats:
+        """One optimizer step of the policy on one mini-batch."""
+        num_tokens = experience.num_loss_tokens
+        entropy_coef = self._config.train.entropy_coef
+        sums = torch.zeros(4, dtype=torch.float64)
+        model = self.policy.model.train()
+        for _, batch in self._micro_batches(experience):
+            first = _first_response_column(batch)
+            mask = batch.loss_mask[:, first:]
+            logprobs, logits = token_logprobs(model, batch.token_ids, first, self._config.engine.temperature)
+            surrogate = policy_loss(
+                logprobs,
+                _columns(batch.old_logprobs, first),
+                _columns(batch.advantages, first),
+                mask,
+                clip_eps=self._config.train.clip_eps,
+                num_tokens=num_tokens,
+            )
+            with torch.set_grad_enabled(entropy_coef > 0):
+                entropy = masked_mean(entropy_from_logits(logits), mask, num_tokens=num_tokens)
+            loss = surrogate.loss - entropy_coef * entropy
+            if batch.ref_logprobs is not None and self._config.kl.use == "loss" and kl_coef > 0:
+                loss = loss + kl_coef * kl_loss(
+                    logprobs,
+                    _columns(batch.ref_logprobs, first),
+                    mask,
+                    estimator=self._config.kl.estimator,
+                    num_tokens=num_tokens,
+                )
+            loss.backward()
+            sums += torch.tensor(
+                [
+                    float(loss),
+                    float(entropy),
+                    float(surrogate.num_clipped) / num_tokens,
+                    float(surrogate.approx_kl_sum) / num_tokens,
+                ],
+                dtype=torch.float64,
+            )
+        loss_sum, entropy_sum, clipped, approx_kl = sums.tolist()
+        lr = self.policy.lr
+        return PolicyStats(loss_sum, entropy_sum, clipped, approx_kl, self.policy.step(), lr)
+
+    def _critic_step(self, critic: TrainedNetwork, experience: Experience) -> CriticStats:
+        """One optimizer step of the critic on one mini-batch."""
+        num_tokens = experience.num_loss_tokens
+        total = 0.0
+        model = critic.model.train()
+        for _, batch in self._micro_batches(experience):
+            loss = value_loss(
+                token_values(model, batch.token_ids),
+                _columns(batch.values, 0),
+                _columns(batch.returns, 0),
+                batch.loss_mask,
+                value_clip=self._config.critic.value_clip or None,
+                num_tokens=num_tokens,
+            )
+            loss.backward()
+            total += float(loss)
+        return CriticStats(loss=total, grad_norm=critic.step(), lr=critic.lr)
+
+    def _logprobs(self, model: PreTrainedModel, batch: Experience) -> Tensor:
+        """`[B, S]` on the CPU, zero outside of the mask."""
+        first = _first_response_column(batch)
+        logprobs, _ = token_logprobs(model, batch.token_ids, first, self._config.engine.temperature)
+        full = torch.zeros_like(batch.rollout_logprobs)
+        full[:, first:] = torch.where(batch.loss_mask[:, first:], logprobs, 0.0)
+        return full.cpu()
+
+    def _micro_batches(self, experience: Experience) -> Iterator[tuple[list[int], Experience]]:
+        """Row numbers and rows of each micro-batch, the rows on the learner's device."""
+        budget = self._config.train.micro_batch_tokens
+        for rows in micro_batches(experience.num_tokens.tolist(), budget):
+            batch = experience.rows(rows)
+            moved = {f.name: getattr(batch, f.name) for f in fields(batch)}
+            on_device = {name: t.to(self._device) for name, t in moved.items() if t is not None}
+            yield rows, replace(batch, **on_device)
+
+
+def _first_response_column(batch: Experience) -> int:
+    return int(batch.loss_mask.int().argmax(dim=1).min())
+
+
+def _columns(column: Tensor | None, first: int) -> Tensor:
+    assert column is not None, "score() and with_advantages() come before update()"
+    return column[:, first:]
+
+
+_Stats = TypeVar("_Stats", PolicyStats, CriticStats)
+
+
+def _mean(steps: list[_Stats]) -> _Stats | None:
+    if not steps:
+        return None
+    names = [field.name for field in fields(steps[0])]
+    means = {name: sum(getattr(step, name) for step in steps) / len(steps) for name in names}
+    return type(steps[0])(**means)

@@ -1,0 +1,107 @@
+"""A network together with what trains it: AdamW, its schedule, its gradient norm.
+
+Everything that changes while training is in `tensors()` and `schedule`; knows nothing of losses or files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from yaoki.config.schema import NetworkConfig
+from yaoki.errors import CorruptCheckpointError
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""AdamW's state of one parameter, by torch's own names."""
+
+
+@dataclass(frozen=True, slots=True)
+class LRSchedule:
+    """Learning rate as a pure function of how many batches a network has been trained on."""
+
+    peak: float
+    kind: Literal["constant", "linear"]
+    warmup_steps: int
+    decay_steps: int
+    floor: float
+
+    def lr(self, num_batches: int) -> float:
+        """The rate for the batch that follows `num_batches` trained ones."""
+        if num_batches < self.warmup_steps:
+            return self.peak * (num_batches + 1) / self.warmup_steps
+        if self.kind == "constant":
+            return self.peak
+        done = (num_batches - self.warmup_steps) / (self.decay_steps - self.warmup_steps)
+        return max(self.floor, self.peak + (self.floor - self.peak) * min(done, 1.0))
+
+
+class TrainedNetwork:
+    """One network that learns: policy or critic."""
+
+    def __init__(self, model: PreTrainedModel, config: NetworkConfig) -> None:
+        self.model = model
+        self.schedule = LRSchedule(
+            config.lr, config.schedule, config.warmup_steps, config.decay_steps, config.min_lr
+        )
+        self.num_batches = 0
+        self._max_grad_norm = config.max_grad_norm
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the coming batch."""
+        return self.schedule.lr(self.num_batches)
+
+    def step(self) -> float:
+        """One optimizer step with the gradients that are there; returns their norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The live weights by name; tied ones share their storage."""
+        return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's live state as `<moment>/<parameter>`; empty before the first step."""
+        return {
+            f"{moment}/{self._names[parameter]}": state[moment]
+            for parameter, state in self._optimizer.state.items()
+            for moment in _MOMENTS
+        }
+
+    def restore_moments(self, saved: Mapping[str, Tensor]) -> None:
+        """Take over what `moments` gave, on the parameters' devices.
+
+        Raises CorruptCheckpointError when a moment is missing, left over or of another shape.
+        """
+        expected = {f"{moment}/{name}" for name in self._names.values() for moment in _MOMENTS}
+        if saved and saved.keys() != expected:
+            odd = sorted(saved.keys() ^ expected)
+            raise CorruptCheckpointError(f"optimizer moments missing or left over: {', '.join(odd[:5])}")
+        self._optimizer.state.clear()
+        for parameter, name in self._names.items() if saved else ():
+            state = {moment: saved[f"{moment}/{name}"] for moment in _MOMENTS}
+            if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
+                raise CorruptCheckpointError(
+                    f"optimizer moments of {name} are {tuple(state['exp_avg'].shape)}, "
+                    f"the parameter is {tuple(parameter.shape)}"
+                )
+            self._optimizer.state[parameter] = {
+                "exp_avg": state["exp_avg"].to(parameter.device, copy=True),
+                "exp_avg_sq": state["exp_avg_sq"].to(parameter.device, copy=True),
+                "step": state["step"].clone(),
+            }

@@ -1,0 +1,84 @@
+"""The critic: a backbone of its own and a bias-free value head on every hidden state.
+
+It is a Hugging Face sequence classifier with one label, whose head is just that; so a critic is saved,
+exported and loaded like any other model. Knows nothing of how it is trained.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from yaoki.errors import UsageError
+from yaoki.models.policy import load_config, load_or_explain
+
+VALUE_HEAD = "score.weight"
+
+
+def load_critic(source: str, *, trust_remote_code: bool, dropout: float, head_seed: int) -> PreTrainedModel:
+    """A float32 critic whose backbone starts from `source`: a causal LM, or a critic that was exported.
+
+    A causal LM has no value head; it gets a fresh one (see `init_value_head`).
+    """
+    config: Any = load_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
+    config.num_labels = 1
+    with torch.random.fork_rng(devices=[]):
+        model, info = load_or_explain(
+            source,
+            lambda: AutoModelForSequenceClassification.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+            ),
+        )
+    missing = set(info["missing_keys"]) - {VALUE_HEAD}
+    if missing:
+        raise UsageError(
+            f"{source} lacks weights of the critic's backbone: {', '.join(sorted(missing)[:5])}",
+            hint="set critic.init_from to a causal LM or to a critic written by `yaoki export`",
+        )
+    if info["missing_keys"]:
+        init_value_head(model, head_seed)
+    return model  # type: ignore[no-any-return]
+
+
+def build_critic(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedModel:
+    """The same architecture with weights yet to be filled in."""
+    config: Any = load_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
+    config.num_labels = 1
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+        config, trust_remote_code=trust_remote_code
+    )
+    model.float()
+    return model
+
+
+def init_value_head(critic: PreTrainedModel, head_seed: int) -> None:
+    """Fill the head `[1, H]` from uniform(-sqrt 5, sqrt 5) / H.
+
+    Open-Reasoner-Zero gives U(-sqrt 5, sqrt 5). Taken unscaled on H normalised hidden units of size about 1,
+    first values would scatter by 1.3 sqrt(H): 41 for H = 1024, for returns that are 0 or 1. Divided by
+    the fan-in they scatter by 1.3 / sqrt(H), so every critic starts close to "I do not know" and the
+    wider the backbone, the closer.
+    """
+    head: Tensor = critic.get_parameter(VALUE_HEAD)
+    bound = math.sqrt(5.0) / head.shape[1]
+    generator = torch.Generator().manual_seed(head_seed & 0x7FFFFFFFFFFFFFFF)
+    with torch.no_grad():
+        head.copy_(torch.empty(head.shape).uniform_(-bound, bound, generator=generator))
+
+
+def token_values(critic: PreTrainedModel, token_ids: Tensor) -> Tensor:
+    """Values `[B, S]`: column t is the estimate before token t is emitted, from the hidden state at t - 1.
+
+    `token_ids` `[B, S]` is right-padded and needs no mask, as attention is causal. Column 0 is zero: no
+    state precedes the first token.
+    """
+    hidden = critic.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+    values: Tensor = critic.get_submodule("score")(hidden[:, :-1]).squeeze(-1).float()
+    return torch.cat([torch.zeros_like(values[:, :1]), values], dim=1)

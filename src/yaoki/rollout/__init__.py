@@ -1,0 +1,1 @@
+"""From prompts to rollouts: engines generate, verifiers judge."""

@@ -1,0 +1,41 @@
+"""Noticing that a completion has ended, from token ids. Knows the tokenizer, not the model."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from yaoki.types import FinishReason
+
+_REPLACEMENT = "\ufffd"
+
+
+class StopCondition:
+    """Ends a completion at end-of-sequence, or where its text first contains a stop string.
+
+    Text is only decoded after a token that could complete a stop string: one that holds the last
+    character of a stop string, or part of a character. All other tokens cost a set lookup.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._eos = int(tokenizer.eos_token_id)
+        last_characters = {text[-1] for text in self._stop} | {_REPLACEMENT}
+        pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))]) if stop else []
+        self._suspects = frozenset(i for i, piece in enumerate(pieces) if last_characters & set(piece))
+        # A token gives at least one byte, so this many tokens always hold a stop string and its neighbours.
+        self._window = max((len(text.encode()) for text in self._stop), default=0) + 1
+
+    def check(self, token_ids: Sequence[int]) -> FinishReason | None:
+        """Why a completion ends with its last token, or None."""
+        last = token_ids[-1]
+        if last == self._eos:
+            return FinishReason.EOS
+        if last in self._suspects and self._ends_with_stop(token_ids):
+            return FinishReason.STOP
+        return None
+
+    def _ends_with_stop(self, token_ids: Sequence[int]) -> bool:
+        before = self._tokenizer.decode(list(token_ids[-self._window : -1]))
+        after = self._tokenizer.decode(list(token_ids[-self._window :]))
+        return any(after.count(text) > before.count(text) for text in self._stop)

@@ -1,0 +1,149 @@
+"""Generation with any transformers model on the CPU or one GPU, by a decoding loop of our own.
+
+`generate()` takes no generator per sample and keeps finished rows in the batch; this loop draws each token by
+the completion's own seed and lets finished rows leave. Knows nothing of rewards or training.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from yaoki.errors import YaokiError
+from yaoki.rollout.engine import Poll, Request, Sampling
+from yaoki.rollout.kv_cache import new_cache
+from yaoki.rollout.sampling import sample_tokens
+from yaoki.rollout.stopping import StopCondition
+from yaoki.seeding import uniforms
+from yaoki.types import Completion, FinishReason
+
+_LEAVE_SHARE = 8
+"""Finished rows leave the batch once they are one in so many: each time costs a copy of the cache."""
+
+
+class TransformersEngine:
+    """Owns a copy of the policy; its weights are set by `load_weights` alone."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling
+    ) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._stop = StopCondition(tokenizer, sampling.stop)
+        self.policy_version = -1
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Copy the learner's weights; raises YaokiError when a tensor is missing, left over or misshapen."""
+        own = self._model.state_dict()
+        given = dict(weights)
+        if given.keys() != own.keys():
+            odd = sorted(given.keys() ^ own.keys())
+            raise YaokiError(f"the engine's model and the pushed weights differ in {', '.join(odd[:5])}")
+        for name, tensor in own.items():
+            if tensor.shape != given[name].shape:
+                raise YaokiError(
+                    f"{name} is {tuple(tensor.shape)} in the engine, {tuple(given[name].shape)} pushed"
+                )
+            tensor.copy_(given[name])
+        self.policy_version = policy_version
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], poll: Poll) -> list[Completion]:
+        """See RolloutEngine."""
+        if self.policy_version < 0:
+            raise YaokiError("the engine has no weights yet", hint="call load_weights first")
+        batch = _DecodingBatch(self._model, requests)
+        for position in range(self._sampling.max_new_tokens):
+            poll()
+            numbers = torch.from_numpy(uniforms(batch.seeds, position)).to(batch.logits.device)
+            tokens, logprobs = sample_tokens(
+                batch.logits, numbers, self._sampling.temperature, self._sampling.top_p
+            )
+            batch.append(tokens.tolist(), logprobs.tolist(), self._stop)
+            if batch.is_finished:
+                break
+            if position + 1 < self._sampling.max_new_tokens:
+                batch.advance(tokens)
+        return [
+            self._completion(*row) for row in zip(batch.token_ids, batch.logprobs, batch.reasons, strict=True)
+        ]
+
+    def _completion(
+        self, token_ids: list[int], logprobs: list[float], reason: FinishReason | None
+    ) -> Completion:
+        text = str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        return Completion(tuple(token_ids), tuple(logprobs), text, reason or FinishReason.LENGTH)
+
+
+class _DecodingBatch:
+    """The rows of one micro-batch while they grow: cache, next logits, and what was sampled so far."""
+
+    def __init__(self, model: PreTrainedModel, requests: Sequence[Request]) -> None:
+        self._model = model
+        self.token_ids: list[list[int]] = [[] for _ in requests]
+        self.logprobs: list[list[float]] = [[] for _ in requests]
+        self.reasons: list[FinishReason | None] = [None for _ in requests]
+        self._rows = list(range(len(requests)))
+        self.seeds = np.array([request.seed for request in requests], dtype=np.uint64)
+        self._cache = new_cache(model.config)
+        ids, mask = _left_padded([request.prompt_ids for request in requests], model.device)
+        self._mask = None if bool(mask.all()) else mask
+        self._positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        self._forward(ids)
+
+    @property
+    def is_finished(self) -> bool:
+        return all(self.reasons[row] is not None for row in self._rows)
+
+    def append(self, tokens: list[int], logprobs: list[float], stop: StopCondition) -> None:
+        """Record one sampled token per row that is still growing."""
+        for row, token, logprob in zip(self._rows, tokens, logprobs, strict=True):
+            if self.reasons[row] is None:
+                self.token_ids[row].append(token)
+                self.logprobs[row].append(logprob)
+                self.reasons[row] = stop.check(self.token_ids[row])
+
+    def advance(self, tokens: Tensor) -> None:
+        """Compute the logits that follow the tokens just sampled."""
+        growing = [place for place, row in enumerate(self._rows) if self.reasons[row] is None]
+        if (len(self._rows) - len(growing)) * _LEAVE_SHARE >= len(self._rows):
+            tokens = self._keep(growing, tokens)
+        self._positions = self._positions[:, -1:] + 1
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
+        self._forward(tokens[:, None])
+
+    def _keep(self, places: list[int], tokens: Tensor) -> Tensor:
+        indices = torch.tensor(places, device=tokens.device)
+        self._cache.batch_select_indices(indices)
+        self._rows = [self._rows[place] for place in places]
+        self.seeds = self.seeds[places]
+        self._positions = self._positions[indices]
+        if self._mask is not None:
+            self._mask = self._mask[indices]
+        return tokens[indices]
+
+    def _forward(self, ids: Tensor) -> None:
+        output = self._model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.logits: Tensor = output.logits[:, -1]
+
+
+def _left_padded(prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts `[B, S]` aligned at their end, and the mask of their real tokens."""
+    length = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), length, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)

@@ -1,0 +1,25 @@
+"""Metrics rows as TensorBoard events. Written beside metrics.jsonl, never read."""
+
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from yaoki.journal.metrics import Row
+
+
+class Board:
+    """Scalars of every row. Events of steps from `first_step` on that an earlier attempt wrote are purged."""
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        self._writer = SummaryWriter(str(directory), purge_step=first_step)
+
+    def write(self, row: Row) -> None:
+        """Add one row's numbers under their names; those of `timing` under `timing/`."""
+        values = {k: v for k, v in row.items() if k not in ("step", "attempt")}
+        values |= {f"timing/{name}": value for name, value in row.get("timing", {}).items()}
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,142 @@
+"""What a person sees while a run trains: bars for long work, a line per step, sample completions.
+
+Everything goes to standard error; nothing here feeds back into the run.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from yaoki.journal.metrics import Row
+from yaoki.types import Rollout
+
+_NUM_SAMPLES = 2
+_MAX_CHARACTERS = 400
+_HEADER = (
+    f"{'step':>7}  {'reward':>6}  {'held-out':>8}  {'length':>6}  {'KL':>7}  {'tokens/s':>8}  {'s/step':>6}"
+)
+
+
+class Console:
+    """A context manager: the bars live from entering until leaving. On a pipe there are only lines."""
+
+    def __init__(self, show_samples_every: int, rich_console: RichConsole | None = None) -> None:
+        self._console = rich_console or RichConsole(stderr=True, highlight=False)
+        self._show_samples_every = show_samples_every
+        self._bars = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._steps: TaskID | None = None
+        self._phase: TaskID | None = None
+        self._accuracy: float | None = None
+
+    def __enter__(self) -> "Console":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def note(self, text: str) -> None:
+        """A line for the record."""
+        self._bars.console.print(escape(text), style="dim")
+
+    def warn(self, text: str) -> None:
+        self._bars.console.print(f"warning: {escape(text)}", style="yellow")
+
+    def headline(self, text: str) -> None:
+        """A line that should be seen."""
+        self._bars.console.print(escape(text), style="bold")
+
+    @contextmanager
+    def work(self, description: str, total: int) -> Iterator[Any]:
+        """A bar for long work before training: yields `advance(done)`. On a pipe, a line every tenth."""
+        bar = self._bars.add_task(description, total=total)
+        self.note(f"{description}: {total} to do")
+        shown = 0
+
+        def advance(done: int, _total: int) -> None:
+            nonlocal shown
+            self._bars.update(bar, completed=done)
+            if not self._console.is_terminal and done * 10 // total > shown:
+                shown = done * 10 // total
+                self.note(f"{description}: {done}/{total}")
+
+        try:
+            yield advance
+        finally:
+            self._bars.remove_task(bar)
+
+    def start(self, step: int, total: int) -> None:
+        """Training begins at `step`."""
+        self._steps = self._bars.add_task("training", total=total, completed=step)
+        self._phase = self._bars.add_task("", total=1, visible=False)
+        self._bars.console.print(_HEADER, style="bold")
+
+    def generating(self, done: int, total: int) -> None:
+        """Rollouts of this step that are there."""
+        self._show_phase("generating", done, total)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Held-out completions that are there."""
+        self._show_phase("evaluating", done, total)
+
+    def step(self, row: Row) -> None:
+        """The line of one step."""
+        kl = row["kl_to_ref"] if row["kl_to_ref"] is not None else row.get("policy_approx_kl")
+        held_out = f"{row['accuracy']:8.3f}" if row["accuracy"] is not None else " " * 8
+        self._bars.console.print(
+            f"{row['step']:7d}  {row['reward']:6.3f}  {held_out}  {row['length']:6.1f}  "
+            f"{kl if kl is not None else 0.0:7.4f}  {row['timing']['tokens_per_s']:8.0f}  "
+            f"{row['timing']['step_s']:6.2f}"
+        )
+        if self._steps is not None:
+            self._bars.update(self._steps, completed=row["step"])
+
+    def samples(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Some completions of this step, when their turn has come: a right and a wrong one if there are."""
+        if not self._show_samples_every or (step - 1) % self._show_samples_every:
+            return
+        right = [r for r in rollouts if r.verdict.reward > 0][:1]
+        wrong = [r for r in rollouts if r.verdict.reward <= 0][:1]
+        for rollout in (right + wrong)[:_NUM_SAMPLES]:
+            mark = (
+                "[green]right[/]" if rollout.verdict.reward > 0 else f"[red]{rollout.verdict.reason.value}[/]"
+            )
+            task, text = rollout.prompt.task, rollout.completion.text
+            self._bars.console.print(
+                f"         {escape(_short(task.problem))} [dim]<think>[/]{escape(_short(text))}  "
+                f"{mark} [dim](answer {escape(_short(task.answer))})[/]"
+            )
+
+    def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Names and values, for the end of a run."""
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, value in rows:
+            table.add_row(f"[dim]{escape(name)}[/]", escape(value))
+        self._bars.console.print(table)
+
+    def _show_phase(self, description: str, done: int, total: int) -> None:
+        if self._phase is not None:
+            self._bars.update(
+                self._phase, description=description, completed=done, total=total, visible=done < total
+            )
+
+
+def _short(text: str) -> str:
+    flat = text.replace("\n", "\\n")
+    return flat if len(flat) <= _MAX_CHARACTERS else f"{flat[:_MAX_CHARACTERS]} ..."

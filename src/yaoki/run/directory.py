@@ -1,0 +1,185 @@
+"""A run's directory: what lies where, who holds it, and which attempts there were. No torch in here.
+
+run.json               id of the run, written once
+config.json            the resolved config
+attempts.jsonl         a line when an attempt starts, a line when it ends by itself
+model/                 architecture and tokenizer, so that a resume needs nothing from elsewhere
+metrics.jsonl          a row per step        tensorboard/   the same for TensorBoard
+checkpoints/           committed checkpoints
+summary.json           accuracy before and after, written when train.steps is reached
+lock                   held by the process that trains
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from yaoki.checkpoint import fs
+from yaoki.config.load import read_stored
+from yaoki.config.schema import Config
+from yaoki.errors import CorruptCheckpointError, NothingThereError, RefusedError
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths and small files of one run."""
+
+    path: Path
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def superseded_path(self, attempt: int) -> Path:
+        """Where an attempt keeps the metrics rows that it cut off."""
+        return self.path / "attempts" / f"{attempt:04d}" / "superseded.jsonl"
+
+    @property
+    def exists(self) -> bool:
+        """True once a run was started here."""
+        return self._run_path.is_file()
+
+    @property
+    def run_id(self) -> str:
+        return str(_read_json(self._run_path)["run_id"])
+
+    def require_run(self) -> None:
+        """NothingThereError unless there is a run here."""
+        if not self.exists:
+            raise NothingThereError(
+                f"there is no run in {self.path}",
+                hint="start one: yaoki train RECIPE --run " + str(self.path),
+            )
+
+    def create(self, config: Config) -> None:
+        """Make the directory a run's; run.json comes last and makes it one."""
+        if self.path.is_dir() and any(child.name not in ("lock", "model") for child in self.path.iterdir()):
+            leftover = sorted(child.name for child in self.path.iterdir())
+            if not set(leftover) <= {"lock", "model", "config.json", "config.json.tmp", "run.json.tmp"}:
+                raise RefusedError(
+                    f"{self.path} is not empty and holds no run: {', '.join(leftover[:5])}",
+                    hint="name another directory with --run, or empty this one",
+                )
+        fs.make_directory(self.path)
+        self.store_config(config)
+        run_id = f"{self.path.name}-{secrets.token_hex(4)}"
+        _write_json(self._run_path, {"run_id": run_id, "created_unix_s": time.time(), "format_version": 1})
+
+    def stored_config(self) -> Config:
+        """The config of the newest attempt."""
+        return read_stored(self.config_path)
+
+    def store_config(self, config: Config) -> None:
+        """Replace the stored config, whole or not at all."""
+        _write_json(self.config_path, config.model_dump(mode="json"))
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """One entry per attempt, oldest first; `outcome` is `killed` where no end was written."""
+        entries: list[dict[str, Any]] = []
+        for line in _lines(self._attempts_path):
+            if "outcome" in line:
+                entries[-1].update(line)
+            else:
+                entries.append(line | {"outcome": "killed"})
+        return entries
+
+    def log_attempt(self, facts: Mapping[str, Any]) -> None:
+        """Append a line about the current attempt: its start, or (with `outcome`) its end."""
+        with self._attempts_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(facts)) + "\n")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        _write_json(self._summary_path, summary)
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the run came to, once it reached train.steps."""
+        return _read_json(self._summary_path) if self._summary_path.is_file() else None
+
+    def lock(self) -> "RunLock":
+        return RunLock(self.path / "lock")
+
+    @property
+    def _run_path(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def _attempts_path(self) -> Path:
+        return self.path / "attempts.jsonl"
+
+    @property
+    def _summary_path(self) -> Path:
+        return self.path / "summary.json"
+
+
+class RunLock:
+    """A context manager that keeps a second process out; the system frees it when the holder dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = self._path.read_text("utf-8").strip() or "another process"
+            os.close(self._descriptor)
+            raise RefusedError(
+                f"{self._path.parent} is in use by {holder}",
+                hint="wait for it or stop it, or name another directory with --run",
+            ) from error
+        os.truncate(self._descriptor, 0)
+        os.write(self._descriptor, f"process {os.getpid()}\n".encode())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.unlink(missing_ok=True)
+    fs.write_file_durably(unfinished, (json.dumps(dict(value), indent=2) + "\n").encode())
+    fs.replace_durably(unfinished, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{path} is not JSON: {error}", hint="put it back as it was") from error
+    return value
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Complete lines of a JSONL file; one that a crash cut short is left out."""
+    if not path.is_file():
+        return []
+    text = path.read_text("utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

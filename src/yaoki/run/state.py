@@ -1,0 +1,223 @@
+"""THE inventory: every part of a run's state, how it is captured, how it is put back.
+
+What changes over a step is in the table below or among the derived things at the end of this file, which
+are rebuilt and never saved; a test walks the trainer and fails on anything else.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from yaoki.checkpoint.canonical import JSON, encode
+from yaoki.checkpoint.manifest import Scope
+from yaoki.checkpoint.reader import restore_into
+from yaoki.checkpoint.snapshot import PartState, Snapshot
+from yaoki.data.prompts import LoaderState, PromptLoader
+from yaoki.errors import CorruptCheckpointError, RefusedError
+from yaoki.journal.metrics import LogPosition, MetricsLog
+from yaoki.learner.learner import Learner
+from yaoki.learner.optim import TrainedNetwork
+from yaoki.ppo.kl_control import KLController
+from yaoki.run import rng
+
+
+@dataclass
+class Progress:
+    """The run's counters."""
+
+    global_step: int = 0
+    """Steps done."""
+    policy_version: int = 0
+    """Updates that the policy has seen."""
+    reference_version: int = 0
+    """policy_version of the weights that the reference holds."""
+    num_prompts: int = 0
+    num_rollouts: int = 0
+    num_tokens: int = 0
+    """Response tokens sampled."""
+    best_accuracy: float | None = None
+    """Best held-out accuracy so far."""
+    best_step: int = 0
+    """global_step of the weights that reached it."""
+
+
+@dataclass
+class Lineage:
+    """What this attempt belongs to, and how long the run has taken over all attempts."""
+
+    run_id: str
+    attempt: int
+    """Which process lifetime of the run this is, from 1; never restored."""
+    train_seconds: float = 0.0
+    """Wall time of all steps that count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One line of the inventory."""
+
+    name: str
+    scope: Scope
+    holds: str
+    """What it is, for people."""
+    capture: Callable[[], PartState]
+    restore: Callable[[PartState], None]
+    fingerprinted: bool = True
+    """Part of each step's fingerprint; False where it depends on the clock or on the attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """The live objects whose state is the run's."""
+
+    learner: Learner
+    loader: PromptLoader
+    kl: KLController
+    progress: Progress
+    lineage: Lineage
+    metrics: MetricsLog
+
+    def inventory(self) -> list[Part]:
+        """All parts, in the order of restoring; the generators come last."""
+        parts = _network("policy", self.learner.policy)
+        if self.learner.critic is not None:
+            parts += _network("critic", self.learner.critic)
+        if self.learner.reference is not None:
+            weights = self.learner.reference.state_dict
+            parts.append(_tensors("reference.params", "the reference, of its own version", weights))
+        return [
+            *parts,
+            _json("progress", "steps, versions, counters, best score", *_fields_of(self.progress)),
+            _json("data", "epoch and place in it", *_loader(self.loader)),
+            _json("kl", "the KL controller's coefficient", self.kl.state, self.kl.restore),
+            _json("lineage", "run id, time trained", *_lineage(self.lineage), fingerprinted=False),
+            _json("metrics", "end of metrics.jsonl", *_metrics(self.metrics), fingerprinted=False),
+            _json(
+                "rng", "generators of python, numpy, torch, CUDA", rng.capture, rng.restore, Scope.PER_RANK
+            ),
+        ]
+
+    def scopes(self) -> dict[str, Scope]:
+        """Name and scope of every part that a checkpoint of this run holds."""
+        return {part.name: part.scope for part in self.inventory()}
+
+    def capture(self) -> Snapshot:
+        """References to all tensors and copies of all else, as of now."""
+        return Snapshot({part.name: part.capture() for part in self.inventory()})
+
+    def restore(self, saved: Mapping[str, PartState]) -> None:
+        """Put every part back; `saved` has exactly the parts of the inventory."""
+        for part in self.inventory():
+            part.restore(saved[part.name])
+
+    def fingerprint(self) -> dict[str, str]:
+        """Digest of every part whose bits an exact resume reproduces."""
+        return {part.name: _digest(part.capture()) for part in self.inventory() if part.fingerprinted}
+
+
+def _network(name: str, network: TrainedNetwork) -> list[Part]:
+    def schedule() -> JSON:
+        return {"num_batches": network.num_batches}
+
+    def restore_schedule(saved: dict[str, Any]) -> None:
+        network.num_batches = int(saved["num_batches"])
+
+    moments = Part(
+        f"{name}.optim",
+        Scope.SHARDED,
+        f"AdamW's moments and step counts of the {name}",
+        lambda: PartState(Scope.SHARDED, network.moments()),
+        lambda part: network.restore_moments(part.tensors),
+    )
+    return [
+        _tensors(f"{name}.params", f"weights of the {name}", network.weights),
+        moments,
+        _json(f"{name}.schedule", f"learning-rate schedule of the {name}", schedule, restore_schedule),
+    ]
+
+
+def _tensors(name: str, holds: str, live: Callable[[], Mapping[str, Tensor]]) -> Part:
+    return Part(
+        name,
+        Scope.SHARDED,
+        holds,
+        lambda: PartState(Scope.SHARDED, live()),
+        lambda part: restore_into(live(), part.tensors),
+    )
+
+
+def _json(
+    name: str,
+    holds: str,
+    capture: Callable[[], Any],
+    restore: Callable[[Any], None],
+    scope: Scope = Scope.GLOBAL,
+    *,
+    fingerprinted: bool = True,
+) -> Part:
+    def restore_part(part: PartState) -> None:
+        try:
+            restore(part.json)
+        except (TypeError, KeyError, ValueError) as error:
+            raise CorruptCheckpointError(
+                f"the part {name} does not have the expected form: {error!r}"
+            ) from error
+
+    return Part(name, scope, holds, lambda: PartState(scope, json=capture()), restore_part, fingerprinted)
+
+
+_JsonPair = tuple[Callable[[], Any], Callable[[Any], None]]
+
+
+def _fields_of(progress: Progress) -> _JsonPair:
+    def restore(saved: dict[str, Any]) -> None:
+        for name, value in asdict(Progress(**saved)).items():
+            setattr(progress, name, value)
+
+    return lambda: asdict(progress), restore
+
+
+def _loader(loader: PromptLoader) -> _JsonPair:
+    return lambda: asdict(loader.state()), lambda saved: loader.restore(LoaderState(**saved))
+
+
+def _lineage(lineage: Lineage) -> _JsonPair:
+    def restore(saved: dict[str, Any]) -> None:
+        if saved["run_id"] != lineage.run_id:
+            raise RefusedError(
+                f"the checkpoint belongs to the run {saved['run_id']}, this directory to {lineage.run_id}",
+                hint="put the checkpoints back where they were written",
+            )
+        lineage.train_seconds = float(saved["train_seconds"])
+
+    return lambda: {"run_id": lineage.run_id, "train_seconds": lineage.train_seconds}, restore
+
+
+def _metrics(metrics: MetricsLog) -> _JsonPair:
+    return lambda: asdict(metrics.position()), lambda saved: metrics.cut_back(LogPosition(**saved))
+
+
+def _digest(part: PartState) -> str:
+    """xxh3-128 over names, dtypes, shapes and bytes of the tensors, and the JSON."""
+    digest = xxhash.xxh3_128(encode(part.json))
+    for name, tensor in part.tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+DERIVED = {
+    "engine": "weights are pushed from the policy after restoring and after every update",
+    "verifier": "worker processes; a verdict depends on task and text alone",
+    "checkpointer": "what was saved when; read from the directory",
+    "stop": "belongs to the process",
+    "console": "for eyes",
+    "board": "TensorBoard's events; purged from the restored step on",
+    "eval_prompts": "function of config and dataset",
+    "config": "stored in the run directory and compared on resume",
+}
+"""Attributes of the trainer that are rebuilt, never saved, each with what rebuilds it."""

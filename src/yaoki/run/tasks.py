@@ -1,0 +1,90 @@
+"""The data of a run, wired from its config: what it trains on and what it is evaluated on."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from yaoki.config.schema import Config
+from yaoki.data.families import family, held_out_tasks
+from yaoki.data.prompts import PromptLoader, drop_long, make_prompt
+from yaoki.data.readers import read_tasks
+from yaoki.data.source import FamilyTasks, FileTasks, TaskSource
+from yaoki.data.tasks import tasks_digest
+from yaoki.data.templates import Template, load_template
+from yaoki.run.console import Console
+from yaoki.types import Prompt, Task
+
+
+class Tasks:
+    """The data of a run: training source, loader and held-out prompts."""
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
+        self._config = config
+        self._console = console
+        self._tokenizer = tokenizer
+        self._template: Template = load_template(config.data.template)
+        self._source = self._training_source()
+
+    @property
+    def digest(self) -> str:
+        """Changes when any training task does."""
+        return self._source.digest
+
+    def loader(self) -> PromptLoader:
+        """Serves the training prompts, from the beginning."""
+        return PromptLoader(
+            self._source,
+            self._template,
+            self._encode,
+            self._config.train.num_prompts,
+            self._config.data.max_prompt_tokens,
+        )
+
+    def eval_prompts(self) -> list[Prompt]:
+        """The first `eval.num_tasks` held-out prompts that are not too long."""
+        config = self._config
+        if not config.eval.every_steps:
+            return []
+        tasks: tuple[Task, ...] = ()
+        if config.eval.files:
+            tasks = self._fitting(self._read(config.eval.files), 1)
+        elif config.data.family:
+            tasks = held_out_tasks(family(config.data.family), config.eval.num_tasks)
+        return [make_prompt(t, self._template, self._encode) for t in tasks[: config.eval.num_tasks]]
+
+    def _training_source(self) -> TaskSource:
+        config = self._config
+        if config.data.family:
+            tasks = family(config.data.family)
+            return FamilyTasks(tasks, config.train.seed, config.data.tasks_per_epoch)
+        loaded = self._read(config.data.files)
+        kept = self._fitting(loaded, config.train.num_prompts)
+        return FileTasks(kept, tasks_digest(kept), config.train.seed)
+
+    def _read(self, files: tuple[Path, ...]) -> tuple[Task, ...]:
+        data = self._config.data
+        loaded = read_tasks(
+            files,
+            format=data.format,
+            problem_column=data.problem_column,
+            answer_column=data.answer_column,
+            on_bad_row=data.on_bad_row,
+        )
+        names = ", ".join(str(file) for file in files)
+        self._console.note(f"{names}: {len(loaded.tasks)} tasks")
+        if loaded.num_skipped:
+            self._console.warn(f"{loaded.num_skipped} bad rows skipped: {'; '.join(loaded.skipped)}")
+        return loaded.tasks
+
+    def _fitting(self, tasks: tuple[Task, ...], at_least: int) -> tuple[Task, ...]:
+        limit = self._config.data.max_prompt_tokens
+        kept, num_dropped = drop_long(tasks, self._template, self._encode, limit, at_least)
+        if num_dropped:
+            self._console.warn(
+                f"{num_dropped} of {len(tasks)} prompts are longer than {limit} tokens: dropped"
+            )
+        return kept
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        return ids

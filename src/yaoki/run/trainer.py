@@ -1,0 +1,201 @@
+"""The training loop: one step reads like the algorithm.
+
+evaluate, collect, score, credit, update, push weights, write the row, save. There is no branch on
+device, engine or number of ranks in here. The state of a run is in `state`; see state.py for the table.
+"""
+
+from dataclasses import asdict, dataclass
+from time import perf_counter
+
+from yaoki.config.schema import Config
+from yaoki.errors import DivergenceError, StopRequested
+from yaoki.journal.metrics import Row
+from yaoki.learner.learner import UpdateStats
+from yaoki.ppo.batch import Experience
+from yaoki.ppo.losses import masked_mean
+from yaoki.rollout.collect import AnswerVerifier, collect
+from yaoki.rollout.engine import RolloutEngine
+from yaoki.run.board import Board
+from yaoki.run.checkpointing import Checkpointer
+from yaoki.run.console import Console
+from yaoki.run.evaluate import accuracy
+from yaoki.run.measure import Stopwatch, experience_metrics, rollout_digest, rollout_metrics
+from yaoki.run.state import RunState
+from yaoki.run.stop import StopSignal
+from yaoki.seeding import Purpose
+from yaoki.types import Prompt, Rollout
+
+
+@dataclass
+class Trainer:
+    """The parts of one attempt, wired together by build.py."""
+
+    config: Config
+    state: RunState
+    engine: RolloutEngine
+    verifier: AnswerVerifier
+    eval_prompts: list[Prompt]
+    checkpointer: Checkpointer
+    board: Board
+    console: Console
+    stop: StopSignal
+    checks_fingerprints: bool
+    """Steps that an earlier attempt has done must come out the same (resume of grade exact)."""
+
+    def run(self) -> float | None:
+        """Train until train.steps; returns the final held-out accuracy.
+
+        Raises StopRequested when asked to stop, after saving the last step boundary.
+        """
+        progress, learner = self.state.progress, self.state.learner
+        self.engine.load_weights(learner.weights(), progress.policy_version)
+        try:
+            self._boundary()
+            while progress.global_step < self.config.train.steps:
+                self._step()
+                self._boundary()
+                self.stop.poll()
+            return self._evaluate()
+        except StopRequested:
+            self.checkpointer.save_held()
+            raise
+
+    def _step(self) -> None:
+        progress, learner, kl = self.state.progress, self.state.learner, self.state.kl
+        step, epoch = progress.global_step, self.state.loader.state().epoch
+        start, watch = perf_counter(), Stopwatch()
+        with watch("evaluate"):
+            held_out = self._evaluate_if_due()
+        with watch("generate"):
+            rollouts = self._collect(self.state.loader.next_batch())
+        with watch("score"):
+            experience = learner.with_advantages(learner.score(rollouts), kl.coef)
+            kl_to_ref = self._mean_kl(experience)
+        self.checkpointer.release()
+        with watch("update"):
+            stats = learner.update(experience, step, kl.coef)
+        row = self._row(rollouts, experience, stats) | {"accuracy": held_out, "kl_to_ref": kl_to_ref}
+        if kl_to_ref is not None:
+            kl.update(kl_to_ref, len(rollouts))
+        self._advance(rollouts, stats, epoch)
+        with watch("sync"):
+            self.engine.load_weights(learner.weights(), progress.policy_version)
+        with watch("fingerprint"):
+            row["fingerprint"] = {"rollouts": rollout_digest(rollouts), **self.state.fingerprint()}
+        self._check_divergence(row)
+        self._record(row, watch, perf_counter() - start)
+        self.console.samples(progress.global_step, rollouts)
+
+    def _boundary(self) -> None:
+        """Nothing moves until the next update: hand the state to the checkpointer."""
+        step = self.state.progress.global_step
+        is_last = step >= self.config.train.steps
+        self.checkpointer.save_if_due(self.state.capture(), step, is_last=is_last)
+
+    def _collect(self, prompts: list[Prompt]) -> list[Rollout]:
+        return collect(
+            self.engine,
+            self.verifier,
+            prompts,
+            purpose=Purpose.ROLLOUT,
+            run_seed=self.config.train.seed,
+            step=self.state.progress.global_step,
+            num_samples=self.config.train.group_size,
+            batch_size=self.config.engine.batch_size,
+            poll=self.stop.poll,
+            on_progress=self.console.generating,
+        )
+
+    def _evaluate_if_due(self) -> float | None:
+        every = self.config.eval.every_steps
+        return self._evaluate() if every and self.state.progress.global_step % every == 0 else None
+
+    def _evaluate(self) -> float | None:
+        """Held-out accuracy of the policy as it is; the same seeds every time."""
+        if not self.eval_prompts or not self.config.eval.every_steps:
+            return None
+        rollouts = collect(
+            self.engine,
+            self.verifier,
+            self.eval_prompts,
+            purpose=Purpose.EVALUATION,
+            run_seed=self.config.train.seed,
+            step=0,
+            num_samples=self.config.eval.num_samples,
+            batch_size=self.config.engine.batch_size,
+            poll=self.stop.poll,
+            on_progress=self.console.evaluating,
+        )
+        found, progress = accuracy(rollouts).pass_at_1, self.state.progress
+        if progress.best_accuracy is None or found > progress.best_accuracy:
+            progress.best_accuracy, progress.best_step = found, progress.global_step
+        return found
+
+    def _mean_kl(self, experience: Experience) -> float | None:
+        kl = self.state.learner.kl_to_ref(experience)
+        if kl is None:
+            return None
+        return float(masked_mean(kl.double(), experience.loss_mask, num_tokens=experience.num_loss_tokens))
+
+    def _advance(self, rollouts: list[Rollout], stats: UpdateStats, epoch: int) -> None:
+        progress = self.state.progress
+        progress.global_step += 1
+        progress.policy_version += stats.policy is not None
+        progress.num_prompts += self.config.train.num_prompts
+        progress.num_rollouts += len(rollouts)
+        progress.num_tokens += sum(len(r.completion.token_ids) for r in rollouts)
+        if self.config.kl.refresh_reference_every_epoch and self.state.loader.state().epoch > epoch:
+            self.state.learner.refresh_reference()
+            progress.reference_version = progress.policy_version
+
+    def _row(self, rollouts: list[Rollout], experience: Experience, stats: UpdateStats) -> Row:
+        progress = self.state.progress
+        row = {"step": progress.global_step + 1, "attempt": self.state.lineage.attempt}
+        row |= rollout_metrics(rollouts) | experience_metrics(experience)
+        row |= (
+            {f"policy_{name}": value for name, value in asdict(stats.policy).items()} if stats.policy else {}
+        )
+        row |= (
+            {f"critic_{name}": value for name, value in asdict(stats.critic).items()} if stats.critic else {}
+        )
+        return row | {
+            "policy_version": progress.policy_version,
+            "kl_coef": self.state.kl.coef,
+            "epoch": self.state.loader.state().epoch,
+        }
+
+    def _check_divergence(self, row: Row) -> None:
+        """A step that an earlier attempt has done already must come out with the same bits."""
+        earlier = self.state.metrics.superseded.get(row["step"])
+        if earlier is None or not self.checks_fingerprints:
+            return
+        before, now = earlier["fingerprint"], row["fingerprint"]
+        different = [name for name in now if before.get(name) != now[name]]
+        if not different:
+            self.console.note(f"step {row['step']} came out as in attempt {earlier['attempt']}, bit for bit")
+            return
+        message = (
+            f"step {row['step']} differs from what attempt {earlier['attempt']} did: "
+            f"first in {different[0]} ({before.get(different[0])} then, {now[different[0]]} now)"
+        )
+        if self.config.resume.on_divergence == "warn":
+            self.console.warn(message)
+            return
+        raise DivergenceError(
+            message, hint='look for what changed since; resume.on_divergence="warn" goes on regardless'
+        )
+
+    def _record(self, row: Row, watch: Stopwatch, step_s: float) -> None:
+        stall_s = self.checkpointer.take_stall_s()
+        self.state.lineage.train_seconds += step_s + stall_s
+        num_tokens = row["length"] * self.config.train.num_prompts * self.config.train.group_size
+        row["timing"] = {f"{phase}_s": round(seconds, 4) for phase, seconds in watch.seconds.items()} | {
+            "step_s": round(step_s, 4),
+            "checkpoint_s": round(stall_s, 4),
+            "train_s": round(self.state.lineage.train_seconds, 3),
+            "rollout_tokens_per_s": round(num_tokens / watch.seconds["generate"], 1),
+            "tokens_per_s": round(num_tokens / step_s, 1),
+        }
+        self.state.metrics.append(row)
+        self.board.write(row)
+        self.console.step(row)

@@ -1,0 +1,128 @@
+"""Real processes killed while they save and prune: what was acknowledged is never lost."""
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from yaoki.checkpoint.catalog import Catalog
+from yaoki.checkpoint.layout import Kind
+from yaoki.checkpoint.reader import load
+from yaoki.checkpoint.retention import Policy
+from yaoki.checkpoint.store import CheckpointStore
+from yaoki.checkpoint.verify import verify
+
+from .samples import INFO, content, small_snapshot
+
+STEPS = (1, 2, 2)
+"""What a run saves: step 2 twice, as after a resume. The second one has another content."""
+
+
+def state_of(index: int):
+    return small_snapshot(100 + index)
+
+
+def save_and_prune(directory: Path, acknowledge: Callable[[int], None]) -> None:
+    store = CheckpointStore(directory)
+    for index, step in enumerate(STEPS):
+        store.save(state_of(index), step=step, info=INFO)
+        acknowledge(index)
+        store.prune(Policy(keep_last=1))
+
+
+def run_in_child(
+    directory: Path, prepare: Callable[[], None], wait: Callable[[int], None]
+) -> tuple[int, bool]:
+    """Number of acknowledged saves, and whether the child came to its end."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            prepare()
+            save_and_prune(directory, lambda index: os.write(write_end, b"x") and None)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write_end)
+    wait(child)
+    _, status = os.waitpid(child, 0)
+    with open(read_end, "rb") as pipe:
+        num_acknowledged = len(pipe.read())
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return num_acknowledged, not os.WIFSIGNALED(status)
+
+
+def assert_nothing_is_lost(directory: Path, num_acknowledged: int) -> None:
+    """The newest valid one is the last acknowledged or the one in flight; only unfinished are refused."""
+    for candidate in Catalog(directory).candidates():
+        if candidate.kind is not Kind.UNFINISHED:
+            verify(candidate.path)  # nothing half written or half removed bears a checkpoint's name
+    choice = Catalog(directory).choose_or_raise()
+    assert all(refusal.path.suffix == ".tmp" for refusal in choice.refusals)
+    if choice.checkpoint is None:
+        assert num_acknowledged == 0
+        return
+    found = content(load(choice.checkpoint.path).parts)
+    allowed = [index for index in (num_acknowledged - 1, num_acknowledged) if 0 <= index < len(STEPS)]
+    assert found in [content(state_of(index).parts) for index in allowed]
+    assert choice.checkpoint.manifest.step in [STEPS[index] for index in allowed]
+
+
+def kill_before_operation(number: int) -> Callable[[], None]:
+    """Let the process kill itself just before the number-th operation on the file system."""
+    operations = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+    count = 0
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal count
+        creates = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT
+        if creates or event in operations:
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return lambda: sys.addaudithook(hook)
+
+
+def test_killed_before_any_operation_on_the_file_system(tmp_path: Path) -> None:
+    number, finished = 0, False
+    acknowledged = set()
+    while not finished:
+        number += 1
+        directory = tmp_path / str(number)
+        num_acknowledged, finished = run_in_child(
+            directory, kill_before_operation(number), lambda child: None
+        )
+        assert_nothing_is_lost(directory, num_acknowledged)
+        acknowledged.add(num_acknowledged)
+    assert acknowledged == set(range(len(STEPS) + 1))
+    assert number > 30
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_random_instants_and_resumed_until_done(tmp_path: Path, seed: int) -> None:
+    """Each attempt works in the directory that the last one left."""
+    randomness = random.Random(seed)
+
+    def kill_soon(child: int) -> None:
+        time.sleep(randomness.uniform(0, 0.06))
+        os.kill(child, signal.SIGKILL)
+
+    directory = tmp_path / "checkpoints"
+    for _ in range(4):
+        before = Catalog(directory).choose_or_raise().checkpoint
+        num_acknowledged, _ = run_in_child(directory, lambda: None, kill_soon)
+        choice = Catalog(directory).choose_or_raise()
+        assert choice.checkpoint is not None or (before is None and num_acknowledged == 0)
+        if num_acknowledged and before is None:
+            assert_nothing_is_lost(directory, num_acknowledged)
+        if choice.checkpoint is not None:
+            load(choice.checkpoint.path)
+    save_and_prune(directory, lambda index: None)
+    assert [path.name for path in directory.iterdir()] == ["step-00000002"]

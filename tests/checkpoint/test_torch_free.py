@@ -1,0 +1,14 @@
+"""Listing, verifying and pruning checkpoints must work where torch is not installed."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("heavy", ["torch", "numpy", "safetensors"])
+def test_listing_and_verifying_do_not_import(heavy: str) -> None:
+    modules = ("fs", "layout", "canonical", "manifest", "retention", "verify", "catalog")
+    imports = "; ".join(f"import yaoki.checkpoint.{module}" for module in modules)
+    code = f"import sys; sys.modules[{heavy!r}] = None; {imports}"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,15 +2,17 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from yaoki import __version__
+from yaoki.cli_text import describe_evaluation, describe_outcome, describe_status
 from yaoki.config.load import load_config, with_overrides
 from yaoki.config.schema import Config
-from yaoki.errors import StopRequested, UsageError, YaokiError
+from yaoki.errors import NothingThereError, StopRequested, UsageError, YaokiError
 from yaoki.run.directory import RunDirectory
 
 app = typer.Typer(
@@ -22,7 +24,9 @@ app = typer.Typer(
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-StepOption = Annotated[int | None, typer.Option("--at", help="Step of the checkpoint; default the newest.")]
+StepOption = Annotated[int | None, typer.Option("--at", help="Step of a checkpoint; default newest.")]
+
+_ALL_TASKS = 10**9
 
 
 @app.command()
@@ -44,10 +48,63 @@ def train(
     if outcome.already_finished:
         print(
             f"{directory.path} is finished: {outcome.step} of {config.train.steps} steps are done. "
-            f"To go on, raise train.steps:\n  yaoki train --run {directory.path} train.steps={2 * outcome.step}"
+            f"To go on, raise train.steps:\n"
+            f"  yaoki train --run {directory.path} train.steps={2 * outcome.step}"
         )
         return
-    _print_outcome(directory, outcome.summary)
+    print(describe_outcome(outcome.summary, directory))
+
+
+@app.command()
+def status(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Attempts, steps, checkpoints, and what a resume would do."""
+    from yaoki.run.status import run_status
+
+    found = run_status(RunDirectory(run))
+    print(json.dumps(found, indent=2) if as_json else describe_status(found))
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[Path, typer.Option("--to", help="New folder for policy/ and critic/.")],
+    at: StepOption = None,
+) -> None:
+    """Write policy and critic as Hugging Face folders, for transformers and vLLM."""
+    from yaoki.run.trained import export_run
+
+    step = export_run(RunDirectory(run), at, to)
+    for folder in sorted(to.iterdir()):
+        print(f"{folder} (step {step})")
+
+
+@app.command("eval")
+def evaluate(
+    source: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run, or a model folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.field=value ...]", help="Overrides.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Tasks to evaluate on; default the run's own.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Completions per task.")] = 1,
+    at: StepOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Parquet file for the completions.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy of a run or a model: pass@1 with a 95 % interval, pass@k, and the completions as Parquet."""
+    config = _eval_config(source, data or [], samples, overrides or [])
+    from yaoki.journal.completions import write_completions
+    from yaoki.run.console import Console
+    from yaoki.run.trained import evaluate_model
+
+    with Console(0) as console:
+        found = evaluate_model(source, at, config, console)
+    name = "model" if found.step is None else f"step-{found.step:08d}"
+    path = out or Path("evals") / f"{source.resolve().name}-{name}.parquet"
+    write_completions(path, found.rollouts)
+    result = {**asdict(found.accuracy), "step": found.step, "completions": str(path)}
+    print(json.dumps(result, indent=2) if as_json else describe_evaluation(result))
 
 
 @app.callback(invoke_without_command=True)
@@ -95,27 +152,21 @@ def _resolve(recipe: Path | None, overrides: list[str], run: Path | None) -> tup
     return directory, with_overrides(directory.stored_config(), overrides)
 
 
-def _print_outcome(directory: RunDirectory, summary: dict[str, Any]) -> None:
-    def shown(value: float | None) -> str:
-        return "not measured" if value is None else f"{value:.3f}"
-
-    path = directory.path
-    print(
-        f"""
-run        {path} ({summary["steps"]} steps, {summary["attempts"]} attempts, {summary["train_seconds"]} s)
-accuracy   {shown(summary["accuracy_before"])} before, {shown(summary["accuracy_after"])} after
-
-resume     the command that started it goes on where it was; more steps:
-           yaoki train --run {path} train.steps={2 * summary["steps"]}
-look       yaoki status {path}
-           tensorboard --logdir {directory.tensorboard}
-export     yaoki export {path} --to {path}/export
-evaluate   yaoki eval {path} --samples 4"""
-    )
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
+def _eval_config(source: Path, data: list[Path], samples: int, overrides: list[str]) -> Config:
+    """The run's config, or the defaults for a model; evaluation on all tasks of the files that are named."""
+    directory = RunDirectory(source)
+    settings = [f"eval.num_samples={samples}"]
+    if data:
+        settings += [f"eval.files={json.dumps([str(file) for file in data])}", "data.format=auto"]
+        settings.append(f"eval.num_tasks={_ALL_TASKS}")
+    if directory.exists:
+        return with_overrides(directory.stored_config(), settings + overrides)
+    if not source.is_dir():
+        raise NothingThereError(f"there is no run and no model in {source}")
+    if not data:
+        raise UsageError(f"{source} is a model, so it has no tasks of its own", hint="name some with --data")
+    model = [f"policy.init_from={json.dumps(str(source))}", f"data.files={json.dumps([str(data[0])])}"]
+    return load_config(None, model + settings + overrides)
 
 
 if __name__ == "__main__":

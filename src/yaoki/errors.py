@@ -53,7 +53,7 @@ class DivergenceError(YaokiError):
     """A step that was trained before came out with other bits: exactness is broken."""
 
 
-class StopRequested(Exception):  # noqa: N818 - control flow, not a failure
+class StopRequested(Exception):
     """A signal or the time budget asked the run to stop; nothing is lost. Exit code 75 (try again)."""
 
     exit_code: ClassVar[int] = 75

@@ -27,7 +27,7 @@ from yaoki.errors import DataError, UsageError
 from yaoki.types import Task
 
 seeds = st.integers(0, 2**64 - 1)
-BUILT_IN = [Arithmetic(), Arithmetic(num_terms=5, min_term=0, max_term=20), Countdown()]
+BUILT_IN = [Arithmetic(), Arithmetic(num_terms=5, min_first=0, max_first=20, min_term=0, max_term=20), Countdown()]
 
 
 def test_draws_are_the_uniforms_of_seeding():
@@ -47,12 +47,12 @@ def test_streams_of_draws_never_change():
 @pytest.mark.parametrize(
     ("name", "seed_value", "problem", "answer", "solution", "mistaken"),
     [
-        ("arithmetic", 0, "89+12-19=", "82", r"101-19=82</think><answer>\boxed{82}</answer>",
-         r"91-19=72</think><answer>\boxed{72}</answer>"),
-        ("arithmetic", 1, "60+97+49=", "206", r"157+49=206</think><answer>\boxed{206}</answer>",
-         r"147+49=196</think><answer>\boxed{196}</answer>"),
-        ("arithmetic", 2**64 - 1, "90-29+73=", "134", r"61+73=134</think><answer>\boxed{134}</answer>",
-         r"71+73=144</think><answer>\boxed{144}</answer>"),
+        ("arithmetic", 0, "89+2-2=", "89", r"91-2=89</think><answer>\boxed{89}</answer>",
+         r"81-2=79</think><answer>\boxed{79}</answer>"),
+        ("arithmetic", 1, "60-9+5=", "56", r"51+5=56</think><answer>\boxed{56}</answer>",
+         r"61+5=66</think><answer>\boxed{66}</answer>"),
+        ("arithmetic", 2**64 - 1, "90-3+7=", "94", r"87+7=94</think><answer>\boxed{94}</answer>",
+         r"97+7=104</think><answer>\boxed{104}</answer>"),
         ("countdown", 0, "1 2 5 10 -> 32", "1 2 5 10 -> 32",
          r"1+5=6,6+10=16,16*2=32</think><answer>\boxed{(1+5+10)*2}</answer>",
          r"1*5=5,5-2=3,3*10=32</think><answer>\boxed{(1*5-2)*10}</answer>"),
@@ -72,8 +72,8 @@ def test_what_a_seed_gives_never_changes(name, seed_value, problem, answer, solu
 @pytest.mark.parametrize(
     ("name", "training", "later", "held_out"),
     [
-        ("arithmetic", ["24+63+85=", "13-11+93=", "48+25+14="], "59-51+91=",
-         ["71+56-87=", "75+34-39=", "91+10+27="]),
+        ("arithmetic", ["42-6-2=", "13-2+9=", "48+3+2="], "79-7+3=",
+         ["90-7+6=", "53+8-4=", "69-4-7="]),
         ("countdown", ["1 2 6 -> 11", "1 2 4 5 -> 14", "2 3 4 -> 18"], "5 6 8 10 -> 8",
          ["2 6 7 7 -> 72", "1 1 2 5 -> 6", "3 6 7 8 -> 18"]),
     ],
@@ -103,11 +103,21 @@ def test_worked_solutions_are_right_and_mistakes_are_wrong(tasks: TaskFamily, se
 @given(seeds)
 def test_arithmetic_is_right_and_never_negative(seed_value):
     task = Arithmetic().task(seed_value)
-    terms = re.fullmatch(r"(\d\d)([+-]\d\d)([+-]\d\d)=", task.problem)
+    terms = re.fullmatch(r"([1-9]\d)([+-][2-9])([+-][2-9])=", task.problem)
     assert terms is not None
     values = [int(term) for term in terms.groups()]
     assert int(task.answer) == sum(values) >= 0
     assert values[0] + values[1] >= 0
+
+
+def test_the_bounds_of_the_terms_are_reached_and_kept():
+    problems = [Arithmetic().task(seed_value).problem for seed_value in range(3000)]
+    terms = [[int(term) for term in re.findall(r"\d+", problem)] for problem in problems]
+    assert {first for first, *_ in terms} == set(range(10, 100))
+    assert {term for _, *rest in terms for term in rest} == set(range(2, 10))
+    values = Arithmetic(num_terms=2, min_first=3, max_first=3, min_term=5, max_term=5)
+    # 3-5 would be negative.
+    assert {values.task(seed_value).problem for seed_value in range(20)} == {"3+5="}
 
 
 @given(seeds, seeds)
@@ -139,7 +149,7 @@ def test_mistakes_are_of_every_kind():
 
 
 def test_adding_nothing_instead_of_taking_it_away_is_no_mistake():
-    tasks = Arithmetic(min_term=0, max_term=1)
+    tasks = Arithmetic(min_first=0, max_first=1, min_term=0, max_term=1)
     for seed_value in range(100):
         task = tasks.task(seed_value)
         assert extract_answer(tasks.worked_solution(task, seed_value)) != task.answer

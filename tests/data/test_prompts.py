@@ -83,7 +83,7 @@ def test_the_order_of_a_seed_never_changes():
 def test_a_family_source_is_as_long_as_asked_and_repeats_itself():
     source = FamilyTasks(Arithmetic(), run_seed=1, tasks_per_epoch=20)
     assert source.num_tasks == 20
-    assert source.training_task(3, 2).problem == "59-51+91="
+    assert source.training_task(3, 2).problem == "79-7+3="
     assert source.training_task(3, 2) == source.training_task(3, 2) != source.training_task(2, 3)
 
 
@@ -153,7 +153,7 @@ def test_there_is_no_such_place(state):
 
 
 def test_a_long_prompt_is_refused_and_the_position_kept():
-    fits = len("47+38-12=<think>")
+    fits = len("47+8-2=<think>")
     source = FamilyTasks(Arithmetic(), 1, 100)
     assert len(loader(source, 4, fits).next_batch()) == 4
     batches = loader(source, 4, fits - 1)

@@ -16,12 +16,14 @@ STATE: dict[str, Any] = {"on_resume": "state"}
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """A frozen group of settings; unknown keys are errors."""
+    """A frozen group of settings; unknown keys are errors, and so are numbers that JSON cannot hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -113,13 +115,24 @@ class DataConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _verifier_fits_family(self) -> Self:
+        judges = {"arithmetic": "math", "countdown": "countdown"}
+        judge = judges.get(self.family, self.verifier)
+        if self.verifier in judges.values() and self.verifier != judge:
+            raise ValueError(
+                f"data.family and data.verifier: {self.verifier} cannot judge {self.family}; "
+                f'set data.verifier="{judge}"'
+            )
+        return self
+
 
 class NetworkConfig(Section):
     """What policy and critic have in common: where they start, how they learn."""
 
     lr: float = Field(1e-6, ge=0)
     """Peak learning rate of AdamW."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's moment decays."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's denominator floor."""
@@ -138,15 +151,6 @@ class NetworkConfig(Section):
     """Gradients are scaled down to this global norm."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout in the model's attention while training."""
-
-    @model_validator(mode="after")
-    def _schedule_has_an_end(self) -> Self:
-        if self.schedule == "linear" and self.decay_steps <= self.warmup_steps:
-            raise ValueError(
-                f"schedule and decay_steps: a linear schedule needs decay_steps above warmup_steps "
-                f"({self.warmup_steps}), not {self.decay_steps}; set decay_steps, usually to train.steps"
-            )
-        return self
 
 
 class PolicyConfig(NetworkConfig):
@@ -225,7 +229,7 @@ class EngineConfig(Section):
     """Divides the logits before sampling."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample from the smallest set of tokens that holds this much probability."""
-    stop: tuple[str, ...] = ("</answer>",)
+    stop: tuple[NonEmpty, ...] = ("</answer>",)
     """A completion ends where its text contains one of these."""
 
 
@@ -292,9 +296,25 @@ class Config(Section):
             raise ValueError(
                 'train.algorithm and kl.use: grpo keeps its KL term in the loss; set kl.use="loss"'
             )
-        if self.policy.init_from == "builtin:tiny" and not self.data.family:
-            raise ValueError(
-                "policy.init_from and data.family: builtin:tiny is pre-trained on a generated family; "
-                'set data.family="arithmetic", or policy.init_from="builtin:tiny-random" or a model\'s path'
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _networks_fit(self) -> Self:
+        for name, network in (("policy", self.policy), ("critic", self.critic)):
+            if network.init_from == "builtin:tiny" and not self.data.family:
+                raise ValueError(
+                    f"{name}.init_from and data.family: builtin:tiny is pre-trained on a generated family; "
+                    f'set data.family="arithmetic", {name}.init_from="builtin:tiny-random" or a model\'s path'
+                )
+            if network.schedule == "linear" and network.decay_steps <= network.warmup_steps:
+                raise ValueError(
+                    f"{name}.schedule and {name}.decay_steps: a linear schedule needs decay_steps above "
+                    f"warmup_steps ({network.warmup_steps}), not {network.decay_steps}; "
+                    f"set {name}.decay_steps, usually to train.steps"
+                )
+            if network.schedule == "linear" and network.min_lr > network.lr:
+                raise ValueError(
+                    f"{name}.lr and {name}.min_lr: a linear schedule goes down to its floor; "
+                    f"set {name}.min_lr to {name}.lr ({network.lr}) or less, not {network.min_lr}"
+                )
         return self

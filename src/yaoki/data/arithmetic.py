@@ -16,11 +16,11 @@ _STEP = re.compile(r"([+-])(\d+)")
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """A larger number, then `num_terms - 1` smaller ones; no partial result is ever negative."""
+    """A two-digit number, then `num_terms - 1` of one digit; every partial result has two digits."""
 
     num_terms: int = 3
-    min_first: int = 10
-    max_first: int = 99
+    min_value: int = 10
+    max_value: int = 99
     min_term: int = 2
     max_term: int = 9
 
@@ -31,13 +31,13 @@ class Arithmetic:
     def task(self, seed_value: int) -> Task:
         """The task of this seed; the same one for ever."""
         draws = Draws(seed_value)
-        value = self.min_first + draws.below(self.max_first - self.min_first + 1)
+        value = self.min_value + draws.below(self.max_value - self.min_value + 1)
         problem = str(value)
         for _ in range(self.num_terms - 1):
             sign = "+-"[draws.below(2)]
             term = self.min_term + draws.below(self.max_term - self.min_term + 1)
-            if sign == "-" and term > value:
-                sign = "+"
+            if not self.min_value <= _apply(value, sign, term) <= self.max_value:
+                sign = "+" if sign == "-" else "-"
             value = _apply(value, sign, term)
             problem += f"{sign}{term}"
         return make_task(problem + "=", str(value), self.name)

@@ -5,13 +5,14 @@ trajectory have equal rows otherwise. Knows nothing of what the numbers mean, no
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yaoki.errors import CorruptCheckpointError
+from yaoki.errors import CorruptCheckpointError, YaokiError
 
 Row = dict[str, Any]
 
@@ -38,10 +39,15 @@ class MetricsLog:
         """Rows cut off on resume, by step: what the steps to come did in an earlier attempt."""
         self._file = path.open("ab")
         rows, num_bytes = _complete_rows(path)
+        self._file.truncate(num_bytes)  # a line that a crash cut short must not swallow the next row
         self._position = LogPosition(len(rows), num_bytes)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row; visible to readers at once, durable after `position`."""
+        """Write one row; visible to readers at once, durable after `sync`.
+
+        Raises YaokiError for a number that is not finite.
+        """
+        _require_finite(row)
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
@@ -58,11 +64,11 @@ class MetricsLog:
     def cut_back(self, position: LogPosition) -> None:
         """Drop the rows after `position`, which an earlier attempt wrote; they become `superseded`.
 
-        Raises CorruptCheckpointError if the log is shorter than the checkpoint says.
+        Raises CorruptCheckpointError if the checkpoint's end is not the end of that many rows.
         """
-        rows, _ = _complete_rows(self._path)
-        size_bytes = self._path.stat().st_size
-        if size_bytes < position.num_bytes or len(rows) < position.num_rows:
+        rows, size_bytes = _complete_rows(self._path)
+        kept = self._path.read_bytes()[: position.num_bytes]
+        if len(kept) < position.num_bytes or kept.count(b"\n") != position.num_rows or kept[-1:] not in b"\n":
             raise CorruptCheckpointError(
                 f"{self._path} has {len(rows)} rows in {size_bytes} bytes, the checkpoint was made with "
                 f"{position.num_rows} rows in {position.num_bytes} bytes",
@@ -84,6 +90,16 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[Row]:
     """All complete rows; none if the file is missing. A last line that a crash cut short is left out."""
     return _complete_rows(path)[0]
+
+
+def _require_finite(row: Mapping[str, Any]) -> None:
+    odd = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    if odd:
+        raise YaokiError(
+            f"numbers that are not finite: {', '.join(f'{name} is {row[name]}' for name in odd)}",
+            hint="training has diverged; the last checkpoint is untouched: start a new run from it with a "
+            "lower learning rate",
+        )
 
 
 def _complete_rows(path: Path) -> tuple[list[Row], int]:

@@ -195,8 +195,8 @@ class Learner:
             loss.backward()
             sums += torch.tensor(
                 [
-                    float(loss),
-                    float(entropy),
+                    float(loss.detach()),
+                    float(entropy.detach()),
                     float(surrogate.num_clipped) / num_tokens,
                     float(surrogate.approx_kl_sum) / num_tokens,
                 ],
@@ -221,7 +221,7 @@ class Learner:
                 num_tokens=num_tokens,
             )
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         return CriticStats(loss=total, grad_norm=critic.step(), lr=critic.lr)
 
     def _logprobs(self, model: PreTrainedModel, batch: Experience) -> Tensor:

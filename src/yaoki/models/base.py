@@ -25,6 +25,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from yaoki.models.determinism import single_threaded
+from yaoki.models.quiet import quiet
 from yaoki.seeding import Purpose, seed
 
 END_OF_TEXT = "<|endoftext|>"
@@ -109,8 +110,9 @@ def tiny_base(
         model = _pretrain(plan, tokenizer, examples, on_progress)
     making = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
     try:
-        model.save_pretrained(making)
-        tokenizer.save_pretrained(making)
+        with quiet(with_bars=False):
+            model.save_pretrained(making)
+            tokenizer.save_pretrained(making)
         making.rename(target)
     except OSError:
         if not target.is_dir():

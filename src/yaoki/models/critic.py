@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from yaoki.errors import UsageError
-from yaoki.models.policy import load_config, load_or_explain
+from yaoki.models.policy import load_config, load_or_explain, require_complete
 
 VALUE_HEAD = "score.weight"
 
@@ -36,12 +35,7 @@ def load_critic(source: str, *, trust_remote_code: bool, dropout: float, head_se
                 output_loading_info=True,
             ),
         )
-    missing = set(info["missing_keys"]) - {VALUE_HEAD}
-    if missing:
-        raise UsageError(
-            f"{source} lacks weights of the critic's backbone: {', '.join(sorted(missing)[:5])}",
-            hint="set critic.init_from to a causal LM or to a critic written by `yaoki export`",
-        )
+    require_complete(source, set(info["missing_keys"]) - {VALUE_HEAD})
     if info["missing_keys"]:
         init_value_head(model, head_seed)
     return model  # type: ignore[no-any-return]

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from yaoki.models.quiet import quiet
+
 
 def export_model(
     model: PreTrainedModel,
@@ -17,5 +19,6 @@ def export_model(
     """Fill `model` with `tensors` (its whole state dict) and write it with its tokenizer into `target`."""
     with torch.no_grad():
         model.load_state_dict(dict(tensors), strict=True)
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    with quiet(with_bars=False):
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)

@@ -3,11 +3,12 @@
 Weights come as safetensors only. Knows nothing of optimizers, rollouts or run directories.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from yaoki.errors import NothingThereError, UsageError
+from yaoki.models.quiet import quiet
 
 _Loaded = TypeVar("_Loaded")
 
@@ -26,18 +28,24 @@ _Loaded = TypeVar("_Loaded")
 def load_causal_lm(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedModel:
     """A float32 causal LM with its weights, from a folder or a hub name.
 
-    Raises NothingThereError when there is no such model.
+    Raises NothingThereError when there is no such model, UsageError when it lacks weights.
     """
-    return load_or_explain(
+    config = load_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
+    loaded: Any = load_or_explain(
         source,
         lambda: AutoModelForCausalLM.from_pretrained(
             source,
-            config=load_config(source, trust_remote_code=trust_remote_code, dropout=dropout),
+            config=config,
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         ),
     )
+    model: PreTrainedModel
+    model, info = loaded
+    require_complete(source, info["missing_keys"])
+    return model
 
 
 def build_causal_lm(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedModel:
@@ -91,11 +99,21 @@ def token_logprobs(
     return chosen - logits.logsumexp(-1), logits
 
 
+def require_complete(source: str, missing: Collection[str]) -> None:
+    """UsageError if there are missing weights: transformers would make them up at random."""
+    if missing:
+        raise UsageError(
+            f"{source} lacks weights: {', '.join(sorted(missing)[:5])}",
+            hint="give a whole causal LM (or, for critic.init_from, a critic written by `yaoki export`)",
+        )
+
+
 def load_or_explain(source: str, load: Callable[[], _Loaded]) -> _Loaded:
-    """Run a Hugging Face loader; what it cannot find becomes NothingThereError."""
+    """Run a Hugging Face loader; what it cannot find or read becomes NothingThereError."""
     try:
-        return load()
-    except (OSError, ValueError) as error:
+        with quiet(with_bars=not Path(source).is_dir()):
+            return load()
+    except (OSError, ValueError, SafetensorError) as error:
         what = "folder" if Path(source).exists() else "folder or hub name"
         raise NothingThereError(
             f"no usable model at {source!r}: {error}",

@@ -47,6 +47,7 @@ class TransformersEngine:
                 raise YaokiError(
                     f"{name} is {tuple(tensor.shape)} in the engine, {tuple(given[name].shape)} pushed"
                 )
+        for name, tensor in own.items():
             tensor.copy_(given[name])
         self.policy_version = policy_version
 

@@ -121,6 +121,20 @@ class RunDirectory:
     def lock(self) -> "RunLock":
         return RunLock(self.path / "lock")
 
+    def lock_holder(self) -> str | None:
+        """Who trains here now, or None. Asks the lock, not the file, which outlives its holder."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return (self.path / "lock").read_text("utf-8").strip()
+        finally:
+            os.close(descriptor)
+        return None
+
     @property
     def _run_path(self) -> Path:
         return self.path / "run.json"

@@ -63,7 +63,7 @@ def judge(choice: Choice, now: Environment, config: Config) -> ResumeVerdict:
 
 
 def require_same_data(checkpoint: ValidCheckpoint, dataset_digest: str, config: Config) -> None:
-    """RefusedError if the tasks or the trajectory's config are not those that the checkpoint was made with."""
+    """RefusedError if tasks or config are not those that the checkpoint was made with."""
     manifest = checkpoint.manifest
     if manifest.dataset_digest != dataset_digest:
         raise RefusedError(

@@ -130,11 +130,12 @@ class _Attempt:
         else:
             models = empty_models(config, directory, device)
         tasks = Tasks(config, models.tokenizer, self.console)
+        source = tasks.training_source()
         if choice.checkpoint is not None:
-            require_same_data(choice.checkpoint, tasks.digest, config)
+            require_same_data(choice.checkpoint, source.digest, config)
         state = RunState(
             learner=build_learner(config, models),
-            loader=tasks.loader(),
+            loader=tasks.loader(source),
             kl=build_kl(config),
             progress=Progress(),
             lineage=Lineage(directory.run_id, self.number),
@@ -151,8 +152,8 @@ class _Attempt:
             state=state,
             engine=build_engine(config, models),
             verifier=self.stack.enter_context(verifier),
-            eval_prompts=tasks.eval_prompts(),
-            checkpointer=self._checkpointer(choice, verdict, now, tasks.digest),
+            eval_prompts=tasks.eval_prompts() if config.eval.every_steps else [],
+            checkpointer=self._checkpointer(choice, verdict, now, source.digest),
             board=board,
             console=self.console,
             stop=self.stop,

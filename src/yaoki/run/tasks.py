@@ -16,24 +16,18 @@ from yaoki.types import Prompt, Task
 
 
 class Tasks:
-    """The data of a run: training source, loader and held-out prompts."""
+    """Reads, templates and tokenises what the config names."""
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
         self._config = config
         self._console = console
         self._tokenizer = tokenizer
         self._template: Template = load_template(config.data.template)
-        self._source = self._training_source()
 
-    @property
-    def digest(self) -> str:
-        """Changes when any training task does."""
-        return self._source.digest
-
-    def loader(self) -> PromptLoader:
-        """Serves the training prompts, from the beginning."""
+    def loader(self, source: TaskSource) -> PromptLoader:
+        """Serves the prompts of a training source, from the beginning."""
         return PromptLoader(
-            self._source,
+            source,
             self._template,
             self._encode,
             self._config.train.num_prompts,
@@ -43,8 +37,6 @@ class Tasks:
     def eval_prompts(self) -> list[Prompt]:
         """The first `eval.num_tasks` held-out prompts that are not too long."""
         config = self._config
-        if not config.eval.every_steps:
-            return []
         tasks: tuple[Task, ...] = ()
         if config.eval.files:
             tasks = self._fitting(self._read(config.eval.files), 1)
@@ -52,7 +44,8 @@ class Tasks:
             tasks = held_out_tasks(family(config.data.family), config.eval.num_tasks)
         return [make_prompt(t, self._template, self._encode) for t in tasks[: config.eval.num_tasks]]
 
-    def _training_source(self) -> TaskSource:
+    def training_source(self) -> TaskSource:
+        """The training tasks whose prompts are not too long; its digest changes when any of them does."""
         config = self._config
         if config.data.family:
             tasks = family(config.data.family)

@@ -112,7 +112,7 @@ class Trainer:
 
     def _evaluate(self) -> float | None:
         """Held-out accuracy of the policy as it is; the same seeds every time."""
-        if not self.eval_prompts or not self.config.eval.every_steps:
+        if not self.eval_prompts:
             return None
         rollouts = collect(
             self.engine,

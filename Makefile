@@ -1,0 +1,38 @@
+# Everything a newcomer needs: `make train` and `make test`. Both make .venv from the project's own files.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RECIPE ?= recipes/tiny.toml
+
+.PHONY: train test lint docs clean
+
+train: .venv/installed  ## train the built-in base model on generated arithmetic, about four minutes
+	$(BIN)/yaoki train $(RECIPE)
+
+test: .venv/installed-test lint  ## everything that the CPU can run
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: .venv/installed-test  ## regenerate docs/config.md and the learning curves' picture
+	$(BIN)/python -m yaoki.config.reference > docs/config.md
+	$(BIN)/python benchmarks/learning_curves.py --draw
+
+clean:  ## remove the environment; runs stay
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Yaoki needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing into .venv (once; about a gigabyte, mostly torch)"
+	$(PIP) -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) -e '.[test,plots]'
+	@touch $@

@@ -1,0 +1,141 @@
+"""Models out of a run, for use elsewhere: read a checkpoint's weights, export them, evaluate them."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
+from yaoki.checkpoint.layout import directory_name
+from yaoki.checkpoint.reader import load
+from yaoki.checkpoint.verify import verify
+from yaoki.config.schema import Config
+from yaoki.data.verifier_pool import VerifierPool
+from yaoki.errors import NothingThereError, RefusedError
+from yaoki.models.critic import build_critic
+from yaoki.models.determinism import configure
+from yaoki.models.export import export_model
+from yaoki.models.policy import build_causal_lm, load_causal_lm, load_tokenizer
+from yaoki.rollout.collect import collect
+from yaoki.run.build import Models, build_engine, choose_device
+from yaoki.run.console import Console
+from yaoki.run.directory import RunDirectory
+from yaoki.run.evaluate import Accuracy, accuracy
+from yaoki.run.tasks import Tasks
+from yaoki.seeding import Purpose
+from yaoki.types import Rollout
+
+
+def find_checkpoint(directory: RunDirectory, at: int | None) -> ValidCheckpoint:
+    """The checkpoint of a step, verified; the newest valid one for None.
+
+    Raises NothingThereError where there is none, CorruptCheckpointError where it is damaged.
+    """
+    directory.require_run()
+    catalog = Catalog(directory.checkpoints)
+    if at is not None:
+        path = directory.checkpoints / directory_name(at)
+        if not path.is_dir():
+            steps = sorted({candidate.step for candidate in catalog.candidates()})
+            raise NothingThereError(
+                f"{directory.path} has no checkpoint of step {at}",
+                hint=f"it has those of steps {', '.join(map(str, steps)) or 'none'}",
+            )
+        return ValidCheckpoint(path, verify(path))
+    choice = catalog.choose_or_raise()
+    if choice.checkpoint is None:
+        raise NothingThereError(
+            f"{directory.path} has no checkpoint yet", hint="train until the first one is saved"
+        )
+    return choice.checkpoint
+
+
+def export_run(directory: RunDirectory, at: int | None, target: Path) -> int:
+    """Write policy (and critic) of a checkpoint as Hugging Face folders under `target`; returns the step.
+
+    `target` must not exist or be empty; it appears as a whole. Raises RefusedError if it holds anything.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RefusedError(f"{target} is in the way", hint="name a new folder with --to")
+    checkpoint = find_checkpoint(directory, at)
+    config = directory.stored_config()
+    parts = load(checkpoint.path, verified=checkpoint.manifest).parts
+    trust = config.policy.trust_remote_code
+    tokenizer = load_tokenizer(str(directory.model / "policy"), trust_remote_code=trust)
+    builders: dict[str, Callable[..., PreTrainedModel]] = {"policy": build_causal_lm, "critic": build_critic}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as making:
+        for name, build in builders.items():
+            if f"{name}.params" in parts:
+                model = build(str(directory.model / name), trust_remote_code=trust, dropout=0.0)
+                export_model(model, parts[f"{name}.params"].tensors, tokenizer, Path(making) / name)
+        if target.exists():
+            target.rmdir()
+        Path(making).rename(target)
+        Path(making).mkdir()
+    return checkpoint.manifest.step
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `yaoki eval` found."""
+
+    accuracy: Accuracy
+    rollouts: list[Rollout]
+    step: int | None
+    """Step of the checkpoint; None for a model that is not of a run."""
+
+
+def evaluate_model(source: Path, at: int | None, config: Config, console: Console) -> Evaluation:
+    """Sample `config.eval.num_samples` completions of each evaluation task and judge them.
+
+    `source` is a run directory or a model folder; `config` says everything else.
+    """
+    configure(deterministic=config.run.deterministic, num_threads=config.run.num_threads)
+    device = choose_device(config)
+    model, tokenizer, step = _policy(source, at, config)
+    torch.nn.Module.to(model, device)
+    models = Models(policy=model, critic=None, reference=None, engine=model, tokenizer=tokenizer)
+    prompts = Tasks(config, tokenizer, console).eval_prompts()
+    engine = build_engine(config, models)
+    engine.load_weights(model.state_dict().items(), 0)
+    data = config.data
+    verifier = VerifierPool(data.verifier, data.verifier_workers, data.verifier_time_limit_s)
+    total = len(prompts) * config.eval.num_samples
+    with verifier, console.work("evaluating", total) as advance:
+        rollouts = collect(
+            engine,
+            verifier,
+            prompts,
+            purpose=Purpose.EVALUATION,
+            run_seed=config.train.seed,
+            step=0,
+            num_samples=config.eval.num_samples,
+            batch_size=config.engine.batch_size,
+            poll=_never_stop,
+            on_progress=advance,
+        )
+    return Evaluation(accuracy(rollouts), rollouts, step)
+
+
+def _policy(
+    source: Path, at: int | None, config: Config
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int | None]:
+    trust = config.policy.trust_remote_code
+    directory = RunDirectory(source)
+    if not directory.exists:
+        model = load_causal_lm(str(source), trust_remote_code=trust, dropout=0.0)
+        return model, load_tokenizer(str(source), trust_remote_code=trust), None
+    checkpoint = find_checkpoint(directory, at)
+    folder = str(directory.model / "policy")
+    model = build_causal_lm(folder, trust_remote_code=trust, dropout=0.0)
+    parts = load(checkpoint.path, verified=checkpoint.manifest).parts
+    model.load_state_dict(dict(parts["policy.params"].tensors))
+    return model, load_tokenizer(folder, trust_remote_code=trust), checkpoint.manifest.step
+
+
+def _never_stop() -> None:
+    """Evaluation on its own has nothing to save; a signal simply ends it."""

@@ -1,0 +1,157 @@
+"""metrics.jsonl: appended, positioned, cut back; what a crash can leave behind is survived or named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yaoki.errors import CorruptCheckpointError, YaokiError
+from yaoki.journal.metrics import CLOCK_KEYS, LogPosition, MetricsLog, read_metrics
+
+ROWS = [{"step": step, "reward": step / 3, "note": "x" * step, "timing": {"s": 0.1}} for step in range(1, 6)]
+
+
+def opened(directory: Path) -> MetricsLog:
+    return MetricsLog(directory / "metrics.jsonl", directory / "old" / "superseded.jsonl")
+
+
+def written(directory: Path, rows: list[dict[str, Any]]) -> list[LogPosition]:
+    """A closed log of these rows; the positions before, between and after them."""
+    log = opened(directory)
+    positions = [log.position()]
+    for row in rows:
+        log.append(row)
+        positions.append(log.position())
+    log.close()
+    return positions
+
+
+def test_rows_come_back_in_order(tmp_path: Path) -> None:
+    positions = written(tmp_path, ROWS)
+    assert read_metrics(tmp_path / "metrics.jsonl") == ROWS
+    assert [position.num_rows for position in positions] == list(range(6))
+    data = (tmp_path / "metrics.jsonl").read_bytes()
+    assert positions[-1].num_bytes == len(data)
+    assert [data[: position.num_bytes].count(b"\n") for position in positions] == list(range(6))
+
+
+def test_a_row_is_visible_at_once(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    log.append(ROWS[0])
+    assert read_metrics(tmp_path / "metrics.jsonl") == ROWS[:1]
+    log.sync()
+    log.close()
+
+
+def test_opening_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    positions = written(tmp_path, ROWS[:2])
+    log = opened(tmp_path)
+    assert log.position() == positions[-1]
+    log.append(ROWS[2])
+    log.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == ROWS[:3]
+    assert log.superseded == {}
+
+
+@given(
+    rows=st.lists(
+        st.dictionaries(st.text(max_size=5), st.text() | st.floats(allow_nan=False, allow_infinity=False)),
+        max_size=5,
+    )
+)
+def test_any_row_takes_one_line(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("log")
+    written(directory, rows)
+    assert read_metrics(directory / "metrics.jsonl") == rows
+    assert (directory / "metrics.jsonl").read_bytes().count(b"\n") == len(rows)
+
+
+@pytest.mark.parametrize("kept", range(6))
+def test_cutting_back(tmp_path: Path, kept: int) -> None:
+    positions = written(tmp_path, ROWS)
+    log = opened(tmp_path)
+    log.cut_back(positions[kept])
+    assert log.position() == positions[kept]
+    assert read_metrics(tmp_path / "metrics.jsonl") == ROWS[:kept]
+    assert log.superseded == {row["step"]: row for row in ROWS[kept:]}
+    superseded = tmp_path / "old" / "superseded.jsonl"
+    assert read_metrics(superseded) == ROWS[kept:]
+    assert superseded.exists() is (kept < 5)
+    other = {"step": 77}
+    log.append(other)
+    log.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [*ROWS[:kept], other]
+    assert log.position().num_bytes == (tmp_path / "metrics.jsonl").stat().st_size
+
+
+@pytest.mark.parametrize("torn", ['{"step": 6', "{", '{"step": 6}', "\x00" * 20])
+def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    positions = written(tmp_path, ROWS)
+    with path.open("a") as file:
+        file.write(torn)
+    assert read_metrics(path) == ROWS
+    log = opened(tmp_path)
+    assert log.position() == positions[-1]
+    log.append({"step": 6})
+    assert log.position().num_bytes == path.stat().st_size
+    log.cut_back(positions[3])
+    assert set(log.superseded) == {4, 5, 6}
+    log.close()
+    assert read_metrics(path) == ROWS[:3]
+
+
+def test_a_log_shorter_than_its_checkpoint_is_an_error(tmp_path: Path) -> None:
+    positions = written(tmp_path, ROWS)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[: positions[3].num_bytes])
+    log = opened(tmp_path)
+    with pytest.raises(CorruptCheckpointError, match=r"has 3 rows in .* made with 5 rows") as caught:
+        log.cut_back(positions[5])
+    assert caught.value.hint
+    log.close()
+    assert read_metrics(path) == ROWS[:3]
+
+
+def test_a_log_that_was_edited_is_an_error(tmp_path: Path) -> None:
+    """Enough rows and bytes, but the checkpoint's end is not the end of a row."""
+    positions = written(tmp_path, ROWS)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[0] = b'{"step": 1, "edited": true}\n'
+    path.write_bytes(b"".join([*lines, lines[-1], lines[-1]]))
+    log = opened(tmp_path)
+    with pytest.raises(CorruptCheckpointError, match=r"metrics\.jsonl"):
+        log.cut_back(positions[3])
+    log.close()
+    assert path.read_bytes().count(b"\n") == 7
+
+
+def test_a_row_that_is_not_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nnot json\n{"step": 3}\n', "utf-8")
+    with pytest.raises(CorruptCheckpointError, match=r"metrics\.jsonl, row 2: not JSON"):
+        read_metrics(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_json_cannot_hold_is_refused_by_name(tmp_path: Path, value: float) -> None:
+    log = opened(tmp_path)
+    log.append(ROWS[0])
+    with pytest.raises(YaokiError, match="policy_loss") as caught:
+        log.append({"step": 2, "reward": 1.0, "policy_loss": value})
+    assert caught.value.hint
+    assert log.position().num_rows == 1
+    log.append(ROWS[1])
+    log.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == ROWS[:2]
+
+
+def test_no_file_is_no_rows(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_what_depends_on_the_clock_is_named() -> None:
+    assert CLOCK_KEYS == ("timing", "attempt")

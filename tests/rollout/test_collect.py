@@ -1,0 +1,172 @@
+"""From prompts to rewarded rollouts: order, seeds, micro-batches, and what the verifier is asked."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from yaoki.errors import StopRequested
+from yaoki.rollout.collect import collect
+from yaoki.rollout.engine import Poll, Request
+from yaoki.rollout.scripted_engine import ScriptedEngine
+from yaoki.seeding import Purpose, seed
+from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason
+
+PROMPTS = [
+    Prompt(Task(f"u{index}", f"problem {index}", str(index), "test"), f"text {index}", (index, 7))
+    for index in range(3)
+]
+
+
+class RecordingVerifier:
+    """Says that everything is right, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[str, str]]] = []
+
+    def verify(self, jobs: Sequence[tuple[Task, str]]) -> list[Verdict]:
+        self.calls.append([(task.uid, text) for task, text in jobs])
+        return [Verdict(1.0, VerdictReason.CORRECT, text) for _, text in jobs]
+
+
+class RecordingEngine(ScriptedEngine):
+    """Keeps the micro-batches that it was given."""
+
+    def __init__(self, truncated_seeds: frozenset[int] = frozenset()) -> None:
+        super().__init__(self._answer)
+        self._truncated = truncated_seeds
+        self.batches: list[list[Request]] = []
+
+    def generate(self, requests: Sequence[Request], poll: Poll) -> list[Completion]:
+        self.batches.append(list(requests))
+        return super().generate(requests, poll)
+
+    def _answer(self, request: Request) -> Completion:
+        reason = FinishReason.LENGTH if request.seed in self._truncated else FinishReason.STOP
+        return Completion(
+            (request.seed % 1000,), (-0.5,), f"answer to {request.prompt_ids[0]} by {request.seed}", reason
+        )
+
+
+def gather(
+    engine: ScriptedEngine,
+    verifier: RecordingVerifier,
+    *,
+    num_samples: int = 2,
+    batch_size: int = 4,
+    prompts: Sequence[Prompt] = PROMPTS,
+    poll: Poll = lambda: None,
+    progress: list[tuple[int, int]] | None = None,
+) -> list[Rollout]:
+    return collect(
+        engine,
+        verifier,
+        prompts,
+        purpose=Purpose.ROLLOUT,
+        run_seed=5,
+        step=9,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        poll=poll,
+        on_progress=lambda done, total: None if progress is None else progress.append((done, total)),
+    )
+
+
+def test_order_seeds_and_contents() -> None:
+    engine, verifier = RecordingEngine(), RecordingVerifier()
+    engine.load_weights([], 4)
+    rollouts = gather(engine, verifier)
+    assert [(r.prompt_index, r.sample) for r in rollouts] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    for rollout in rollouts:
+        place = seed(5, Purpose.ROLLOUT, 9, rollout.prompt_index, rollout.sample)
+        assert rollout.completion.text == f"answer to {rollout.prompt_index} by {place}"
+        assert rollout.verdict == Verdict(1.0, VerdictReason.CORRECT, rollout.completion.text)
+        assert rollout.prompt is PROMPTS[rollout.prompt_index]
+        assert (rollout.step, rollout.policy_version) == (9, 4)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(1, [1] * 6), (4, [4, 2]), (5, [5, 1]), (6, [6]), (100, [6])]
+)
+def test_members_of_a_micro_batch(batch_size: int, sizes: list[int]) -> None:
+    """By coordinates alone: consecutive places, whatever the completions are."""
+    engine, verifier = RecordingEngine(), RecordingVerifier()
+    progress: list[tuple[int, int]] = []
+    rollouts = gather(engine, verifier, batch_size=batch_size, progress=progress)
+    assert [len(batch) for batch in engine.batches] == sizes
+    assert [len(call) for call in verifier.calls] == sizes
+    places = [(index, sample) for index in range(3) for sample in range(2)]
+    assert [request for batch in engine.batches for request in batch] == [
+        Request(PROMPTS[index].token_ids, seed(5, Purpose.ROLLOUT, 9, index, sample))
+        for index, sample in places
+    ]
+    assert progress == [(sum(sizes[: n + 1]), 6) for n in range(len(sizes))]
+    assert rollouts == gather(RecordingEngine(), RecordingVerifier(), batch_size=6)
+
+
+def test_what_was_cut_off_is_never_judged() -> None:
+    cut = {(0, 1), (2, 0), (2, 1)}
+    seeds = frozenset(seed(5, Purpose.ROLLOUT, 9, *place) for place in cut)
+    engine, verifier = RecordingEngine(seeds), RecordingVerifier()
+    rollouts = gather(engine, verifier)
+    assert [len(batch) for batch in engine.batches] == [4, 2]
+    for rollout in rollouts:
+        if (rollout.prompt_index, rollout.sample) in cut:
+            assert rollout.verdict == Verdict(0.0, VerdictReason.TRUNCATED)
+        else:
+            assert rollout.verdict.reward == 1.0
+            assert rollout.verdict.extracted == rollout.completion.text
+    asked = [uid for call in verifier.calls for uid, _ in call]
+    assert asked == ["u0", "u1", "u1"]
+
+
+def test_the_end_of_sequence_counts_as_an_end() -> None:
+    engine = ScriptedEngine(lambda request: Completion((1,), (0.0,), "x", FinishReason.EOS))
+    assert all(rollout.verdict.reward == 1.0 for rollout in gather(engine, RecordingVerifier()))
+
+
+def test_other_steps_samples_and_purposes_have_other_seeds() -> None:
+    def seeds(purpose: Purpose, step: int) -> list[int]:
+        engine = RecordingEngine()
+        collect(
+            engine,
+            RecordingVerifier(),
+            PROMPTS,
+            purpose=purpose,
+            run_seed=5,
+            step=step,
+            num_samples=3,
+            batch_size=9,
+            poll=lambda: None,
+            on_progress=lambda done, total: None,
+        )
+        return [request.seed for request in engine.batches[0]]
+
+    places = [seeds(Purpose.ROLLOUT, 0), seeds(Purpose.ROLLOUT, 1), seeds(Purpose.EVALUATION, 0)]
+    assert len({value for found in places for value in found}) == 27
+
+
+def test_more_samples_leave_the_first_ones_as_they_are() -> None:
+    few = gather(RecordingEngine(), RecordingVerifier(), num_samples=2)
+    many = gather(RecordingEngine(), RecordingVerifier(), num_samples=3)
+    assert [rollout for rollout in many if rollout.sample < 2] == few
+
+
+def test_a_stop_comes_through() -> None:
+    polled = 0
+
+    def poll() -> None:
+        nonlocal polled
+        polled += 1
+        if polled == 5:
+            raise StopRequested("enough")
+
+    verifier = RecordingVerifier()
+    with pytest.raises(StopRequested):
+        gather(RecordingEngine(), verifier, poll=poll)
+    assert len(verifier.calls) == 1
+
+
+def test_no_prompts_no_rollouts() -> None:
+    engine, verifier = RecordingEngine(), RecordingVerifier()
+    assert gather(engine, verifier, prompts=[]) == []
+    assert engine.batches == verifier.calls == []

@@ -27,7 +27,11 @@ from yaoki.errors import DataError, UsageError
 from yaoki.types import Task
 
 seeds = st.integers(0, 2**64 - 1)
-BUILT_IN = [Arithmetic(), Arithmetic(num_terms=5, min_first=0, max_first=20, min_term=0, max_term=20), Countdown()]
+BUILT_IN = [
+    Arithmetic(),
+    Arithmetic(num_terms=5, min_first=0, max_first=20, min_term=0, max_term=20),
+    Countdown(),
+]
 
 
 def test_draws_are_the_uniforms_of_seeding():

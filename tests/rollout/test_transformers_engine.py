@@ -115,11 +115,8 @@ def test_against_one_completion_at_a_time(
     for request, completion in zip(asked, completions, strict=True):
         ids, reason = one_by_one(learner_model, tokenizer, request, sampling)
         assert (list(completion.token_ids), completion.finish_reason) == (ids, reason)
-        assert completion.text == tokenizer.decode(ids)
-    assert {completion.finish_reason for completion in completions} == {
-        FinishReason.STOP,
-        FinishReason.LENGTH,
-    }
+        assert completion.text == tokenizer.decode(ids, skip_special_tokens=True)
+    assert {c.finish_reason for c in completions} >= {FinishReason.STOP, FinishReason.LENGTH}
     lengths = {len(completion.token_ids) for completion in completions}
     assert len(lengths) > 2
 

@@ -95,9 +95,10 @@ class TrainedNetwork:
         self._optimizer.state.clear()
         for parameter, name in self._names.items() if saved else ():
             state = {moment: saved[f"{moment}/{name}"] for moment in _MOMENTS}
-            if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
+            shapes = [tuple(state[moment].shape) for moment in _MOMENTS]
+            if shapes != [tuple(parameter.shape), tuple(parameter.shape), ()]:
                 raise CorruptCheckpointError(
-                    f"optimizer moments of {name} are {tuple(state['exp_avg'].shape)}, "
+                    f"{', '.join(_MOMENTS)} of {name} are {', '.join(map(str, shapes))}; "
                     f"the parameter is {tuple(parameter.shape)}"
                 )
             self._optimizer.state[parameter] = {

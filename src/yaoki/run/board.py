@@ -20,6 +20,7 @@ class Board:
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, row["step"])
+        self._writer.flush()  # a killed process must not take the points of saved steps with it
 
     def close(self) -> None:
         self._writer.close()

@@ -12,6 +12,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from yaoki.journal.metrics import Row
 from yaoki.types import Rollout
@@ -53,14 +54,15 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line for the record."""
-        self._bars.console.print(escape(text), style="dim")
+        self._line(Text(text, "dim"))
 
     def warn(self, text: str) -> None:
-        self._bars.console.print(f"warning: {escape(text)}", style="yellow")
+        """Something is not as it should be."""
+        self._line(Text(f"warning: {text}", "yellow"))
 
     def headline(self, text: str) -> None:
         """A line that should be seen."""
-        self._bars.console.print(escape(text), style="bold")
+        self._line(Text(text, "bold"))
 
     @contextmanager
     def work(self, description: str, total: int) -> Iterator[Any]:
@@ -85,7 +87,7 @@ class Console:
         """Training begins at `step`."""
         self._steps = self._bars.add_task("training", total=total, completed=step)
         self._phase = self._bars.add_task("", total=1, visible=False)
-        self._bars.console.print(_HEADER, style="bold")
+        self._line(Text(_HEADER, "bold"))
 
     def generating(self, done: int, total: int) -> None:
         """Rollouts of this step that are there."""
@@ -99,10 +101,12 @@ class Console:
         """The line of one step."""
         kl = row["kl_to_ref"] if row["kl_to_ref"] is not None else row.get("policy_approx_kl")
         held_out = f"{row['accuracy']:8.3f}" if row["accuracy"] is not None else " " * 8
-        self._bars.console.print(
-            f"{row['step']:7d}  {row['reward']:6.3f}  {held_out}  {row['length']:6.1f}  "
-            f"{kl if kl is not None else 0.0:7.4f}  {row['timing']['tokens_per_s']:8.0f}  "
-            f"{row['timing']['step_s']:6.2f}"
+        self._line(
+            Text(
+                f"{row['step']:7d}  {row['reward']:6.3f}  {held_out}  {row['length']:6.1f}  "
+                f"{kl if kl is not None else 0.0:7.4f}  {row['timing']['tokens_per_s']:8.0f}  "
+                f"{row['timing']['step_s']:6.2f}"
+            )
         )
         if self._steps is not None:
             self._bars.update(self._steps, completed=row["step"])
@@ -114,13 +118,17 @@ class Console:
         right = [r for r in rollouts if r.verdict.reward > 0][:1]
         wrong = [r for r in rollouts if r.verdict.reward <= 0][:1]
         for rollout in (right + wrong)[:_NUM_SAMPLES]:
-            mark = (
-                "[green]right[/]" if rollout.verdict.reward > 0 else f"[red]{rollout.verdict.reason.value}[/]"
-            )
+            is_right = rollout.verdict.reward > 0
+            mark = ("right", "green") if is_right else (rollout.verdict.reason.value, "red")
             task, text = rollout.prompt.task, rollout.completion.text
-            self._bars.console.print(
-                f"         {escape(_short(task.problem))} [dim]<think>[/]{escape(_short(text))}  "
-                f"{mark} [dim](answer {escape(_short(task.answer))})[/]"
+            self._line(
+                Text.assemble(
+                    f"         {_short(task.problem)} ",
+                    ("<think>", "dim"),
+                    f"{_short(text)}  ",
+                    mark,
+                    (f" (answer {_short(task.answer)})", "dim"),
+                )
             )
 
     def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -130,6 +138,10 @@ class Console:
             table.add_row(f"[dim]{escape(name)}[/]", escape(value))
         self._bars.console.print(table)
 
+    def _line(self, text: Text) -> None:
+        """One line, however long: in a log, nothing is found again that was broken in the middle."""
+        self._bars.console.print(text, soft_wrap=True)
+
     def _show_phase(self, description: str, done: int, total: int) -> None:
         if self._phase is not None:
             self._bars.update(
@@ -138,5 +150,7 @@ class Console:
 
 
 def _short(text: str) -> str:
-    flat = text.replace("\n", "\\n")
-    return flat if len(flat) <= _MAX_CHARACTERS else f"{flat[:_MAX_CHARACTERS]} ..."
+    """The beginning, with newlines and what could steer a terminal spelled out: a model may sample anything."""
+    shown = text[:_MAX_CHARACTERS]
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
+    return plain if len(text) <= _MAX_CHARACTERS else f"{plain} ..."

@@ -108,6 +108,9 @@ class RunDirectory:
 
     def log_attempt(self, facts: Mapping[str, Any]) -> None:
         """Append a line about the current attempt: its start, or (with `outcome`) its end."""
+        if self._attempts_path.is_file():
+            written = self._attempts_path.read_bytes()
+            os.truncate(self._attempts_path, written.rfind(b"\n") + 1)  # a torn line would swallow this one
         with self._attempts_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(facts)) + "\n")
 
@@ -156,8 +159,14 @@ class RunLock:
         self._descriptor = -1
 
     def __enter__(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RefusedError(
+                f"{self._path.parent} cannot be a run directory: {error.strerror}",
+                hint="name another directory with --run",
+            ) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -31,7 +31,8 @@ from yaoki.run.checkpointing import Checkpointer
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
 from yaoki.run.environment import Environment
-from yaoki.run.recover import ResumeVerdict, judge, require_same_data, restore
+from yaoki.run.grade import ResumeVerdict, judge
+from yaoki.run.recover import require_same_data, restore
 from yaoki.run.state import Lineage, Progress, RunState
 from yaoki.run.stop import StopSignal
 from yaoki.run.tasks import Tasks

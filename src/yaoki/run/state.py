@@ -219,5 +219,9 @@ DERIVED = {
     "board": "TensorBoard's events; purged from the restored step on",
     "eval_prompts": "function of config and dataset",
     "config": "stored in the run directory and compared on resume",
+    "checks_fingerprints": "follows from the grade of this attempt",
+    "state.lineage.attempt": "counted from attempts.jsonl",
+    "state.metrics.superseded": "rows that this attempt's resume cut off",
+    "state.metrics._superseded_path": "names the attempt",
 }
-"""Attributes of the trainer that are rebuilt, never saved, each with what rebuilds it."""
+"""What hangs on the trainer and is rebuilt, never saved, each with what rebuilds it."""

@@ -10,7 +10,7 @@ from yaoki.errors import CorruptCheckpointError
 from yaoki.journal.metrics import read_metrics
 from yaoki.run.directory import RunDirectory
 from yaoki.run.environment import software
-from yaoki.run.recover import judge
+from yaoki.run.grade import judge
 
 
 def run_status(directory: RunDirectory) -> dict[str, Any]:

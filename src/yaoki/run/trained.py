@@ -14,7 +14,7 @@ from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.verify import verify
 from yaoki.config.schema import Config
 from yaoki.data.verifier_pool import VerifierPool
-from yaoki.errors import NothingThereError, RefusedError
+from yaoki.errors import NothingThereError, RefusedError, UsageError
 from yaoki.models.critic import build_critic
 from yaoki.models.determinism import configure
 from yaoki.models.export import export_model
@@ -68,14 +68,14 @@ def export_run(directory: RunDirectory, at: int | None, target: Path) -> int:
     builders: dict[str, Callable[..., PreTrainedModel]] = {"policy": build_causal_lm, "critic": build_critic}
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as making:
+        whole = Path(making) / target.name  # the temporary directory itself is closed to other users
         for name, build in builders.items():
             if f"{name}.params" in parts:
                 model = build(str(directory.model / name), trust_remote_code=trust, dropout=0.0)
-                export_model(model, parts[f"{name}.params"].tensors, tokenizer, Path(making) / name)
+                export_model(model, parts[f"{name}.params"].tensors, tokenizer, whole / name)
         if target.exists():
             target.rmdir()
-        Path(making).rename(target)
-        Path(making).mkdir()
+        whole.rename(target)
     return checkpoint.manifest.step
 
 
@@ -92,7 +92,7 @@ class Evaluation:
 def evaluate_model(source: Path, at: int | None, config: Config, console: Console) -> Evaluation:
     """Sample `config.eval.num_samples` completions of each evaluation task and judge them.
 
-    `source` is a run directory or a model folder; `config` says everything else.
+    `source` is a run directory or a model folder; `config` says everything else. UsageError without tasks.
     """
     configure(deterministic=config.run.deterministic, num_threads=config.run.num_threads)
     device = choose_device(config)
@@ -100,6 +100,8 @@ def evaluate_model(source: Path, at: int | None, config: Config, console: Consol
     torch.nn.Module.to(model, device)
     models = Models(policy=model, critic=None, reference=None, engine=model, tokenizer=tokenizer)
     prompts = Tasks(config, tokenizer, console).eval_prompts()
+    if not prompts:
+        raise UsageError(f"{source} has no evaluation tasks of its own", hint="name some with --data FILE")
     engine = build_engine(config, models)
     engine.load_weights(model.state_dict().items(), 0)
     data = config.data

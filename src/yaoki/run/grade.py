@@ -1,0 +1,57 @@
+"""Judging a continuation before it happens: where it would start and what it promises. No torch in here.
+
+`status` asks the same question as `train`, so that both give the same answer. Restores nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from yaoki.checkpoint.catalog import Choice
+from yaoki.config.schema import Config
+from yaoki.run.environment import Environment, differences
+
+Grade = Literal["fresh", "exact", "elastic"]
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeVerdict:
+    """How an attempt begins, and what it promises."""
+
+    grade: Grade
+    step: int
+    checkpoint: str | None
+    """Name of the checkpoint it starts from."""
+    refusals: tuple[str, ...]
+    """Newer checkpoints that were passed over, with the reason."""
+    reasons: tuple[str, ...]
+    """Why the grade is not exact."""
+
+    def describe(self) -> str:
+        """One line for people."""
+        if self.checkpoint is None:
+            return "starting at step 0"
+        promise = {
+            "exact": "exact: the same bits as a run that was never interrupted",
+            "elastic": "elastic: same state, prompts, seeds and schedule; rounding differs because "
+            + "; ".join(self.reasons),
+            "fresh": "",
+        }
+        return f"resuming from {self.checkpoint}, grade {promise[self.grade]}"
+
+
+def judge(choice: Choice, now: Environment, config: Config) -> ResumeVerdict:
+    """What continuing from this choice would be. Touches nothing, so `status` can ask too."""
+    refusals = tuple(str(refusal) for refusal in choice.refusals)
+    if choice.checkpoint is None:
+        return ResumeVerdict("fresh", 0, None, refusals, ())
+    manifest = choice.checkpoint.manifest
+    reasons = differences(manifest.environment, now)
+    if not config.run.deterministic:
+        reasons.append("run.deterministic is false")
+    return ResumeVerdict(
+        grade="elastic" if reasons else "exact",
+        step=manifest.step,
+        checkpoint=choice.checkpoint.path.name,
+        refusals=refusals,
+        reasons=tuple(reasons),
+    )

@@ -134,7 +134,10 @@ def _split(words: list[str]) -> tuple[Path | None, list[str]]:
     overrides = [word for word in words if "=" in word]
     recipes = [word for word in words if "=" not in word]
     if len(recipes) > 1:
-        raise UsageError(f"one recipe at a time, not {' and '.join(recipes)}")
+        raise UsageError(
+            f"one recipe at a time, not {' and '.join(recipes)}",
+            hint="what differs from the recipe is written section.field=value",
+        )
     return (Path(recipes[0]) if recipes else None), overrides
 
 

@@ -32,7 +32,8 @@ ROOMS = {
         "seeding",
         "types",
     },
-    "cli": {"run", "config", "errors", "__init__"},
+    "cli_text": {"run"},
+    "cli": {"cli_text", "run", "journal", "config", "errors", "__init__"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -43,12 +44,12 @@ ONLY_IN = {
     "rich": {"run/console.py"},
     "tensorboard": set(),
     "torch.utils.tensorboard": {"run/board.py"},
-    "pyarrow": {"data/containers.py"},
+    "pyarrow": {"data/containers.py", "journal/completions.py"},
     "jinja2": {"data/templates.py"},
     "math_verify": {"data/math_answers.py"},
     "tokenizers": {"models/base.py"},
 }
-"""Libraries that one file alone knows."""
+"""Libraries and the few files that know them."""
 
 
 def rooms_imported(names: set[str]) -> set[str]:
@@ -78,7 +79,7 @@ def test_there_is_no_way_back() -> None:
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
-def test_a_library_is_known_to_one_file(library: str) -> None:
+def test_a_library_is_known_to_few_files(library: str) -> None:
     users = {
         module.name
         for module in MODULES

@@ -129,6 +129,18 @@ def test_a_log_that_was_edited_is_an_error(tmp_path: Path) -> None:
     assert path.read_bytes().count(b"\n") == 7
 
 
+def test_a_log_with_two_rows_made_one_is_an_error(tmp_path: Path) -> None:
+    positions = written(tmp_path, ROWS)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    one = b'{"step": 1' + b" " * (len(lines[0] + lines[1]) - 12) + b"}\n"
+    path.write_bytes(one + b"".join(lines[2:]))
+    log = opened(tmp_path)
+    with pytest.raises(CorruptCheckpointError, match="has 4 rows"):
+        log.cut_back(positions[2])
+    log.close()
+
+
 def test_a_row_that_is_not_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnot json\n{"step": 3}\n', "utf-8")

@@ -221,7 +221,7 @@ def policy_oracle(
         loss = loss + settings_kl * (torch.exp(-difference) - 1 + difference)
     total = loss[mask].sum() / mask.sum()
     total.backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, float(total)
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, float(total.detach())
 
 
 class TestUpdate:
@@ -267,7 +267,7 @@ class TestUpdate:
         expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         close(seen[0], expected, rtol=1e-3, atol=2e-6)
         assert stats.critic is not None
-        assert stats.critic.loss == pytest.approx(float(total), abs=1e-6)
+        assert stats.critic.loss == pytest.approx(float(total.detach()), abs=1e-6)
 
     @pytest.mark.parametrize("overrides", [(), KL_LOSS, GRPO, (*GRPO, *KL_LOSS, "train.entropy_coef=0.1")])
     def test_one_micro_batch_or_many(self, overrides: tuple[str, ...]) -> None:

@@ -118,6 +118,18 @@ def test_a_model_in_the_cache_is_not_made_again(cache: Path) -> None:
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_it_is_made_on_one_thread_whatever_is_set(cache: Path) -> None:
+    found = []
+
+    def look(done: int, total: int) -> None:
+        found.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()))
+
+    torch.set_num_threads(2)
+    tiny_base(example, "texts", replace(SHORT, steps=1), look)
+    assert found == [(1, True)]
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (2, False)
+
+
 def test_what_was_not_finished_leaves_nothing(cache: Path) -> None:
     with pytest.raises(AssertionError, match="a random model reads no text"):
         tiny_base(no_example, "texts", SHORT, ignore)

@@ -174,3 +174,14 @@ def test_a_tokenizer_must_know_its_end(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no end-of-sequence token") as caught:
         load_tokenizer(str(tmp_path), trust_remote_code=False)
     assert caught.value.hint
+
+
+def test_code_that_comes_with_a_model_is_not_run(tiny: str, tmp_path: Path) -> None:
+    folder = damaged(tiny, tmp_path)
+    (folder / "configuration_own.py").write_text(f"open({str(tmp_path / 'was_here')!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NothingThereError, match="trust_remote_code"):
+        load_causal_lm(str(folder), trust_remote_code=False, dropout=0.0)
+    assert not (tmp_path / "was_here").exists()

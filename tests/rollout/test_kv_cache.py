@@ -32,6 +32,17 @@ def test_a_layer_holds_what_a_plain_one_holds(first: int) -> None:
             assert torch.equal(slab.values, plain.values)
 
 
+def test_a_row_may_be_named_more_than_once() -> None:
+    slab, plain = SlabLayer(), DynamicLayer()
+    chosen = torch.tensor([2, 0, 0, 2, 1])
+    for layer in (slab, plain):
+        layer.update(block(3, 5, 0), block(3, 5, 1))
+        layer.batch_select_indices(chosen)
+        layer.update(block(5, 1, 2), block(5, 1, 3))
+    assert torch.equal(slab.keys, plain.keys)
+    assert torch.equal(slab.values, plain.values)
+
+
 def test_a_slab_does_not_keep_the_callers_tensors() -> None:
     slab = SlabLayer()
     keys = block(2, 3, 0)

@@ -102,6 +102,12 @@ def test_the_nucleus_is_the_smallest_set(top_p: float, kept: set[int]) -> None:
     assert logprobs == pytest.approx([logits[token] for token in tokens], abs=1e-6)
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.25, {0}), (0.5, {0, 1}), (0.75, {0, 1, 2})])
+def test_a_set_that_holds_top_p_exactly_is_enough(top_p: float, kept: set[int]) -> None:
+    grid = [place / 100 for place in range(100)]
+    assert set(sample([0.0] * 4, grid, 1.0, top_p)[0]) == kept
+
+
 @given(st.integers(0, 2**32), st.integers(1, 9), st.sampled_from([1.0, 0.9]))
 def test_a_row_does_not_depend_on_its_neighbours(seed_value: int, rows: int, top_p: float) -> None:
     generator = torch.Generator().manual_seed(seed_value)

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
 
 from yaoki.errors import StopRequested, YaokiError
 from yaoki.models.base import tiny_random
@@ -136,6 +143,39 @@ def test_logprobs_agree_with_the_learners(
         assert (found - expected).abs().max() <= 1e-4
 
 
+ARCHITECTURES = {
+    "absolute positions": GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=128),
+    "sliding window": MistralConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                    num_key_value_heads=1, intermediate_size=48, sliding_window=8),
+    "some layers with a window": Qwen2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                             num_key_value_heads=2, intermediate_size=48,
+                                             use_sliding_window=True, sliding_window=8, max_window_layers=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_architectures(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Padding on the left and rows that leave are safe for other kinds of positions and caches too."""
+    shape = ARCHITECTURES[name]
+    shape.vocab_size = len(tokenizer)
+    shape.initializer_range = 0.2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(shape).eval()
+        copy = AutoModelForCausalLM.from_config(shape)
+    sampling = Sampling(1.0, 1.0, 20, STOP_OFTEN)
+    engine = TransformersEngine(copy, tokenizer, sampling)
+    engine.load_weights(model.state_dict().items(), 0)
+    asked = requests(tokenizer, samples=2)
+    for request, completion in zip(asked, engine.generate(asked, no_poll), strict=True):
+        ids, reason = one_by_one(model, tokenizer, request, sampling)
+        assert (list(completion.token_ids), completion.finish_reason) == (ids, reason)
+        full = torch.tensor([[*request.prompt_ids, *ids]])
+        with torch.no_grad():
+            expected, _ = token_logprobs(model, full, len(request.prompt_ids), 1.0)
+        assert completion.logprobs == pytest.approx(expected[0].tolist(), abs=1e-4)
+
+
 def test_equal_lengths_or_not_makes_no_difference(
     engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -153,13 +193,12 @@ def test_finished_rows_leave(engine: TransformersEngine, tokenizer: PreTrainedTo
         completions = engine.generate(asked, no_poll)
     lengths = [len(completion.token_ids) for completion in completions]
     # A row that makes n tokens is needed in n passes; one in eight may be a passenger.
-    for position, found in enumerate(rows):
+    for position, found in list(enumerate(rows))[1:]:
         needed = sum(length > position for length in lengths)
         assert needed <= found
         assert (found - needed) * 8 < found or found == len(asked)
-    assert rows[0] == len(asked)
-    assert rows[-1] < len(asked)
-    assert rows == sorted(rows, reverse=True)
+    assert rows[1] > rows[-1]
+    assert rows[1:] == sorted(rows[1:], reverse=True)
     assert len(rows) == max(lengths)
 
 
@@ -170,7 +209,23 @@ def test_the_token_limit(learner_model: PreTrainedModel, tokenizer: PreTrainedTo
     assert {c.finish_reason for c in completions} == {FinishReason.LENGTH}
     assert {len(c.token_ids) for c in completions} == {len(c.logprobs) for c in completions} == {7}
     assert not any(c.stopped_by_itself for c in completions)
-    assert rows == [16] * 7
+    assert rows == [4, *[16] * 6]
+
+
+def test_a_prompt_is_read_once_for_its_group(
+    engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Wherever in the micro-batch its members are."""
+    grouped = requests(tokenizer)
+    mixed = grouped[::3] + grouped[1::3] + grouped[2::3]
+    with forward_rows(engine) as rows:
+        found = {
+            request: completion.token_ids
+            for request, completion in zip(mixed, engine.generate(mixed, no_poll), strict=True)
+        }
+    assert rows[:2] == [4, 16]
+    expected = engine.generate(grouped, no_poll)
+    assert [found[request] for request in grouped] == [completion.token_ids for completion in expected]
 
 
 def test_the_end_of_sequence(engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase) -> None:

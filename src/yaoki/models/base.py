@@ -39,8 +39,8 @@ Example = tuple[str, str]
 class Pretraining:
     """How the tiny base model is made; every field is part of its cache digest."""
 
-    steps: int = 400
-    batch_size: int = 64
+    steps: int = 680
+    batch_size: int = 40
     lr: float = 3e-3
     warmup_steps: int = 20
     seed: int = 0

@@ -1,4 +1,4 @@
-"""A key/value cache for decoding: rows can leave, and appending a token copies one token.
+"""A key/value cache for decoding: rows can leave or multiply, and appending a token copies one token.
 
 transformers' own dynamic layer concatenates, which copies the whole cache for every token.
 """
@@ -10,17 +10,23 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-_GROWTH = 64
-"""Least number of columns that a full slab grows by."""
+_LEAST_ROOM = 64
+"""Columns that a slab has room for, at least, when it is made, beside those that are in use."""
 
 
 class SlabLayer(DynamicLayer):
-    """Keys and values `[B, heads, S, D]` as views into slabs that have room for more columns."""
+    """Keys and values `[B, heads, S, D]` as views into slabs `[B, capacity, heads, D]`.
+
+    All heads of a column lie together: appending writes one run of memory per row, and columns that are
+    not in use yet are memory that was never touched.
+    """
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self._length = 0
-        self._key_slab, self._value_slab = key_states[:, :, :0], value_states[:, :, :0]
+        self._key_slab, self._value_slab = (
+            states.transpose(1, 2)[:, :0] for states in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -28,21 +34,24 @@ class SlabLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, end = self._length, self._length + key_states.shape[2]
-        if end > self._key_slab.shape[2]:
-            capacity = end + max(_GROWTH, end // 2)
-            self._key_slab = _grown(self._key_slab[:, :, :start], capacity)
-            self._value_slab = _grown(self._value_slab[:, :, :start], capacity)
-        self._key_slab[:, :, start:end] = key_states
-        self._value_slab[:, :, start:end] = value_states
-        self._length = end
-        self.keys, self.values = self._key_slab[:, :, :end], self._value_slab[:, :, :end]
-        return self.keys, self.values
+        if end > self._key_slab.shape[1]:
+            self._key_slab = _with_room(self._key_slab[:, :start], end)
+            self._value_slab = _with_room(self._value_slab[:, :start], end)
+        self._key_slab[:, start:end] = key_states.transpose(1, 2)
+        self._value_slab[:, start:end] = value_states.transpose(1, 2)
+        return self._view(end)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only some rows."""
-        self._key_slab, self._value_slab = self._key_slab[indices], self._value_slab[indices]
-        self.keys = self._key_slab[:, :, : self._length]
-        self.values = self._value_slab[:, :, : self._length]
+        """The named rows, in that order; a row may be named more than once."""
+        self._key_slab = _with_room(self._key_slab[indices, : self._length], self._length)
+        self._value_slab = _with_room(self._value_slab[indices, : self._length], self._length)
+        self._view(self._length)
+
+    def _view(self, length: int) -> tuple[Tensor, Tensor]:
+        self._length = length
+        self.keys = self._key_slab[:, :length].transpose(1, 2)
+        self.values = self._value_slab[:, :length].transpose(1, 2)
+        return self.keys, self.values
 
 
 def new_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -52,8 +61,10 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
     return cache
 
 
-def _grown(slab: Tensor, capacity: int) -> Tensor:
-    batch, heads, length, width = slab.shape
-    larger = torch.empty(batch, heads, capacity, width, dtype=slab.dtype, device=slab.device)
-    larger[:, :, :length] = slab
-    return larger
+def _with_room(columns: Tensor, num_columns: int) -> Tensor:
+    """A slab that begins with `columns` `[B, s, heads, D]` and has room for `num_columns` and more."""
+    batch, length, heads, width = columns.shape
+    capacity = num_columns + max(_LEAST_ROOM, num_columns // 2)
+    slab = torch.empty(batch, capacity, heads, width, dtype=columns.dtype, device=columns.device)
+    slab[:, :length] = columns
+    return slab

@@ -12,17 +12,17 @@ _REPLACEMENT = "\ufffd"
 class StopCondition:
     """Ends a completion at end-of-sequence, or where its text first contains a stop string.
 
-    Text is only decoded after a token that could complete a stop string: one that holds the last
-    character of a stop string, or part of a character. All other tokens cost a set lookup.
+    Text is only decoded after a token that could complete a stop string; all other tokens cost a set lookup.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._eos = int(tokenizer.eos_token_id)
-        last_characters = {text[-1] for text in self._stop} | {_REPLACEMENT}
         pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))]) if stop else []
-        self._suspects = frozenset(i for i, piece in enumerate(pieces) if last_characters & set(piece))
+        self._suspects = frozenset(
+            i for i, piece in enumerate(pieces) if any(_may_complete(piece, text) for text in self._stop)
+        )
         # A token gives at least one byte, so this many tokens always hold a stop string and its neighbours.
         self._window = max((len(text.encode()) for text in self._stop), default=0) + 1
 
@@ -39,3 +39,15 @@ class StopCondition:
         before = self._tokenizer.decode(list(token_ids[-self._window : -1]))
         after = self._tokenizer.decode(list(token_ids[-self._window :]))
         return any(after.count(text) > before.count(text) for text in self._stop)
+
+
+def _may_complete(piece: str, text: str) -> bool:
+    """Whether `text` could end inside of a token that decodes to `piece` on its own.
+
+    Then the piece, up to some place, is what `text` ends with, or holds the whole of it. Half a character
+    decodes to a replacement mark and could be anything, but it is not ASCII.
+    """
+    if _REPLACEMENT in piece and not text.isascii():
+        return True
+    ends = range(1, len(piece) + 1)
+    return any(text.endswith(piece[max(0, end - len(text)) : end]) for end in ends)

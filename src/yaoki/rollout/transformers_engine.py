@@ -5,6 +5,7 @@ the completion's own seed and lets finished rows leave. Knows nothing of rewards
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,10 +91,12 @@ class _DecodingBatch:
         self._rows = list(range(len(requests)))
         self.seeds = np.array([request.seed for request in requests], dtype=np.uint64)
         self._cache = new_cache(model.config)
-        ids, mask = _left_padded([request.prompt_ids for request in requests], model.device)
+        prompts, places = _distinct([request.prompt_ids for request in requests])
+        ids, mask = _left_padded(prompts, model.device)
         self._mask = None if bool(mask.all()) else mask
         self._positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self._forward(ids)
+        self.logits = self._forward(ids)
+        self._take(torch.tensor(places, device=model.device))
 
     @property
     def is_finished(self) -> bool:
@@ -111,24 +114,27 @@ class _DecodingBatch:
         """Compute the logits that follow the tokens just sampled."""
         growing = [place for place, row in enumerate(self._rows) if self.reasons[row] is None]
         if (len(self._rows) - len(growing)) * _LEAVE_SHARE >= len(self._rows):
-            tokens = self._keep(growing, tokens)
+            self._rows = [self._rows[place] for place in growing]
+            self.seeds = self.seeds[growing]
+            indices = torch.tensor(growing, device=tokens.device)
+            self._take(indices)
+            tokens = tokens[indices]
         self._positions = self._positions[:, -1:] + 1
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
-        self._forward(tokens[:, None])
+        self.logits = self._forward(tokens[:, None])
 
-    def _keep(self, places: list[int], tokens: Tensor) -> Tensor:
-        indices = torch.tensor(places, device=tokens.device)
+    def _take(self, indices: Tensor) -> None:
+        """Make the named rows of the last forward pass, in that order, the rows of the next."""
         self._cache.batch_select_indices(indices)
-        self._rows = [self._rows[place] for place in places]
-        self.seeds = self.seeds[places]
+        self.logits = self.logits[indices]
         self._positions = self._positions[indices]
         if self._mask is not None:
             self._mask = self._mask[indices]
-        return tokens[indices]
 
-    def _forward(self, ids: Tensor) -> None:
-        output = self._model(
+    def _forward(self, ids: Tensor) -> Tensor:
+        """Logits `[B, V]` of the next token of each row."""
+        output: Any = self._model(
             input_ids=ids,
             attention_mask=self._mask,
             position_ids=self._positions,
@@ -136,7 +142,14 @@ class _DecodingBatch:
             use_cache=True,
             logits_to_keep=1,
         )
-        self.logits: Tensor = output.logits[:, -1]
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+def _distinct(prompts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Each prompt once, and where among these each of the given ones is: a group shares its prompt."""
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    return list(places), [places[prompt] for prompt in prompts]
 
 
 def _left_padded(prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:

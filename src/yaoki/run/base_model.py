@@ -10,21 +10,25 @@ from yaoki.config.schema import Config
 from yaoki.data.families import TaskFamily, family, training_task
 from yaoki.data.templates import load_template
 from yaoki.models.base import Example, Pretraining, tiny_base
+from yaoki.rollout.engine import Poll
 from yaoki.run.console import Console
 from yaoki.seeding import Purpose, seed
 
 BUILTIN_TINY = "builtin:tiny"
 BUILTIN_RANDOM = "builtin:tiny-random"
 
-_MISTAKES_PER_100 = 45
+_MISTAKES_PER_100 = 40
 """Share of worked solutions with a mistake: a base model knows the form better than the facts."""
 _NUM_DIGESTED = 256
 _BASE_SEED = 0
 """Every run starts from the same base model, whatever its own seed."""
 
 
-def resolve_source(init_from: str, config: Config, console: Console) -> str:
-    """Folder or hub name of the model to start from; makes the built-in base if it is asked for."""
+def resolve_source(init_from: str, config: Config, console: Console, poll: Poll) -> str:
+    """Folder or hub name of the model to start from; makes the built-in base if it is asked for.
+
+    Raises what `poll` raises; then nothing is kept of a base that was being made.
+    """
     if init_from == BUILTIN_RANDOM:
         return str(tiny_base(_no_example, BUILTIN_RANDOM, Pretraining(steps=0), _ignore_progress))
     if init_from != BUILTIN_TINY:
@@ -32,8 +36,13 @@ def resolve_source(init_from: str, config: Config, console: Console) -> str:
     plan = Pretraining()
     examples = worked_examples(family(config.data.family), config.data.template)
     digest = _examples_digest(examples)
-    with console.work("pre-training the built-in base model (once; cached)", plan.steps) as advance:
-        return str(tiny_base(examples, digest, plan, advance))
+    with console.work("pre-training the built-in base model (once, then cached)") as advance:
+
+        def on_progress(done: int, total: int) -> None:
+            advance(done, total)
+            poll()
+
+        return str(tiny_base(examples, digest, plan, on_progress))
 
 
 def worked_examples(tasks: TaskFamily, template_spec: str) -> Callable[[int], Example]:

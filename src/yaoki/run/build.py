@@ -12,7 +12,7 @@ from yaoki.learner.optim import TrainedNetwork
 from yaoki.models.critic import build_critic, load_critic
 from yaoki.models.policy import build_causal_lm, load_causal_lm, load_tokenizer
 from yaoki.ppo.kl_control import AdaptiveKL, FixedKL, KLController
-from yaoki.rollout.engine import RolloutEngine, Sampling
+from yaoki.rollout.engine import Poll, RolloutEngine, Sampling
 from yaoki.rollout.transformers_engine import TransformersEngine
 from yaoki.run.base_model import resolve_source
 from yaoki.run.console import Console
@@ -55,10 +55,12 @@ def torch_cpu_name() -> str:
     return str(torch.backends.cpu.get_cpu_capability())
 
 
-def start_models(config: Config, directory: RunDirectory, device: torch.device, console: Console) -> Models:
+def start_models(
+    config: Config, directory: RunDirectory, device: torch.device, console: Console, poll: Poll
+) -> Models:
     """The networks at step 0, and their architecture stored in the run directory."""
     trust = config.policy.trust_remote_code
-    policy_source = resolve_source(config.policy.init_from, config, console)
+    policy_source = resolve_source(config.policy.init_from, config, console, poll)
     tokenizer = load_tokenizer(policy_source, trust_remote_code=trust)
     policy = load_causal_lm(policy_source, trust_remote_code=trust, dropout=config.policy.dropout)
     policy.config.save_pretrained(directory.model / "policy")
@@ -67,7 +69,7 @@ def start_models(config: Config, directory: RunDirectory, device: torch.device, 
     if config.train.algorithm == "ppo":
         init_from = config.critic.init_from or config.policy.init_from
         critic = load_critic(
-            resolve_source(init_from, config, console),
+            resolve_source(init_from, config, console, poll),
             trust_remote_code=trust,
             dropout=config.critic.dropout,
             head_seed=seed(config.train.seed, Purpose.VALUE_HEAD),

@@ -3,15 +3,12 @@
 Everything goes to standard error; nothing here feeds back into the run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from yaoki.journal.metrics import Row
@@ -65,14 +62,16 @@ class Console:
         self._line(Text(text, "bold"))
 
     @contextmanager
-    def work(self, description: str, total: int) -> Iterator[Any]:
-        """A bar for long work before training: yields `advance(done)`. On a pipe, a line every tenth."""
-        bar = self._bars.add_task(description, total=total)
-        self.note(f"{description}: {total} to do")
-        shown = 0
+    def work(self, description: str) -> Iterator[Callable[[int, int], None]]:
+        """Long work outside of the steps: yields `advance(done, total)`, which shows a bar from its first
+        call on. On a pipe, a line every tenth instead."""
+        bar: TaskID | None = None
+        shown = -1
 
-        def advance(done: int, _total: int) -> None:
-            nonlocal shown
+        def advance(done: int, total: int) -> None:
+            nonlocal bar, shown
+            if bar is None:
+                bar = self._bars.add_task(description, total=total)
             self._bars.update(bar, completed=done)
             if not self._console.is_terminal and done * 10 // total > shown:
                 shown = done * 10 // total
@@ -81,7 +80,8 @@ class Console:
         try:
             yield advance
         finally:
-            self._bars.remove_task(bar)
+            if bar is not None:
+                self._bars.remove_task(bar)
 
     def start(self, step: int, total: int) -> None:
         """Training begins at `step`."""
@@ -131,13 +131,6 @@ class Console:
                 )
             )
 
-    def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """Names and values, for the end of a run."""
-        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-        for name, value in rows:
-            table.add_row(f"[dim]{escape(name)}[/]", escape(value))
-        self._bars.console.print(table)
-
     def _line(self, text: Text) -> None:
         """One line, however long: in a log, nothing is found again that was broken in the middle."""
         self._bars.console.print(text, soft_wrap=True)
@@ -150,7 +143,7 @@ class Console:
 
 
 def _short(text: str) -> str:
-    """The beginning, with newlines and what could steer a terminal spelled out: a model may sample anything."""
+    """The beginning; newlines, and whatever else could steer a terminal, are spelled out."""
     shown = text[:_MAX_CHARACTERS]
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
     return plain if len(text) <= _MAX_CHARACTERS else f"{plain} ..."

@@ -76,13 +76,7 @@ class RunDirectory:
 
     def create(self, config: Config) -> None:
         """Make the directory a run's; run.json comes last and makes it one."""
-        if self.path.is_dir() and any(child.name not in ("lock", "model") for child in self.path.iterdir()):
-            leftover = sorted(child.name for child in self.path.iterdir())
-            if not set(leftover) <= {"lock", "model", "config.json", "config.json.tmp", "run.json.tmp"}:
-                raise RefusedError(
-                    f"{self.path} is not empty and holds no run: {', '.join(leftover[:5])}",
-                    hint="name another directory with --run, or empty this one",
-                )
+        self._require_own()
         fs.make_directory(self.path)
         self.store_config(config)
         run_id = f"{self.path.name}-{secrets.token_hex(4)}"
@@ -122,6 +116,8 @@ class RunDirectory:
         return _read_json(self._summary_path) if self._summary_path.is_file() else None
 
     def lock(self) -> "RunLock":
+        """What keeps a second process out. RefusedError where other things live: nothing is put there."""
+        self._require_own()
         return RunLock(self.path / "lock")
 
     def lock_holder(self) -> str | None:
@@ -137,6 +133,17 @@ class RunDirectory:
         finally:
             os.close(descriptor)
         return None
+
+    def _require_own(self) -> None:
+        """RefusedError unless there is a run here, the beginning of one, or nothing."""
+        if self.exists or not self.path.is_dir():
+            return
+        found = sorted(child.name for child in self.path.iterdir())
+        if not set(found) <= {"lock", "model", "config.json", "config.json.tmp", "run.json.tmp"}:
+            raise RefusedError(
+                f"{self.path} is not empty and holds no run: {', '.join(found[:5])}",
+                hint="name another directory with --run, or empty this one",
+            )
 
     @property
     def _run_path(self) -> Path:
@@ -205,4 +212,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     text = path.read_text("utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    try:
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{path} is not JSON: {error}", hint="put it back as it was") from error

@@ -14,7 +14,7 @@ from yaoki.config.compat import config_digest, require_resumable
 from yaoki.config.schema import Config
 from yaoki.data.verifier_pool import VerifierPool
 from yaoki.errors import StopRequested
-from yaoki.journal.metrics import LogPosition, MetricsLog, read_metrics
+from yaoki.journal.metrics import LogPosition, MetricsLog, Row, read_metrics
 from yaoki.models.determinism import configure
 from yaoki.run import rng
 from yaoki.run.board import Board
@@ -127,7 +127,7 @@ class _Attempt:
         """All live parts, in the state that the attempt starts from; the generators are set last."""
         config, directory = self.config, self.directory
         if choice.checkpoint is None:
-            models = start_models(config, directory, device, self.console)
+            models = start_models(config, directory, device, self.console, self.stop.poll)
         else:
             models = empty_models(config, directory, device)
         tasks = Tasks(config, models.tokenizer, self.console)
@@ -165,7 +165,13 @@ class _Attempt:
         else:
             state.metrics.cut_back(LogPosition(0, 0))
             rng.seed_generators(seed(config.train.seed, Purpose.FRAMEWORK))
+        state.metrics.superseded = self._rows_cut_off_before() | state.metrics.superseded
         return trainer
+
+    def _rows_cut_off_before(self) -> dict[int, Row]:
+        """Rows by step that earlier attempts cut off: trying again does not make a divergence right."""
+        files = [self.directory.superseded_path(attempt) for attempt in range(1, self.number)]
+        return {row["step"]: row for file in files for row in read_metrics(file)}
 
     def _checkpointer(
         self, choice: Choice, verdict: ResumeVerdict, now: Environment, dataset_digest: str

@@ -106,8 +106,7 @@ def evaluate_model(source: Path, at: int | None, config: Config, console: Consol
     engine.load_weights(model.state_dict().items(), 0)
     data = config.data
     verifier = VerifierPool(data.verifier, data.verifier_workers, data.verifier_time_limit_s)
-    total = len(prompts) * config.eval.num_samples
-    with verifier, console.work("evaluating", total) as advance:
+    with verifier, console.work("evaluating") as advance:
         rollouts = collect(
             engine,
             verifier,

@@ -21,6 +21,7 @@ OVERRIDES = [
     "train.group_size=4",
     "data.verifier=tests.resume.harness:judge_by_hash",
     "policy.init_from=builtin:tiny-random",
+    "policy.lr=3e-4",
     "engine.max_new_tokens=8",
     "engine.batch_size=8",
     'engine.stop=["a","e","i","1","2","3","=","<"]',
@@ -65,6 +66,10 @@ class Trained:
     done: Done
 
     @property
+    def recipe(self) -> Path:
+        return self.folder / "tiny.toml"
+
+    @property
     def run(self) -> Path:
         return self.folder / "runs" / "tiny"
 
@@ -72,7 +77,8 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Trained:
     folder = tmp_path_factory.mktemp("user")
-    return Trained(folder, run_process("train", str(RECIPE), *OVERRIDES, folder=folder))
+    shutil.copy(RECIPE, folder)
+    return Trained(folder, run_process("train", "tiny.toml", *OVERRIDES, folder=folder))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import OVERRIDES, RECIPE, Done
+from .conftest import OVERRIDES, RECIPE, Done, Trained
 
 Yaoki = Callable[..., Done]
 
@@ -96,14 +96,14 @@ def test_a_directory_in_use_or_not_a_runs(yaoki: Yaoki, tmp_path: Path) -> None:
     assert_refused(yaoki("train", RECIPE, "--run", "file"), 3, "cannot be a run directory")
 
 
-def test_no_usable_checkpoint(yaoki: Yaoki, copied: Path) -> None:
+def test_no_usable_checkpoint(yaoki: Yaoki, copied: Path, trained: Trained) -> None:
     for checkpoint in (copied / "checkpoints").iterdir():
         (checkpoint / "manifest.json").write_text("{}")
     metrics = (copied / "metrics.jsonl").read_bytes()
 
     for words in (
         ["train", "--run", copied],
-        ["train", RECIPE, *OVERRIDES, "--run", copied],
+        ["train", trained.recipe, *OVERRIDES, "--run", copied],
         ["export", copied, "--to", "out"],
         ["eval", copied],
     ):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import OVERRIDES, RECIPE, Done, Trained, run_process
+from .conftest import OVERRIDES, Done, Trained, run_process
 
 
 def test_the_first_command_trains_and_says_what_next(trained: Trained) -> None:
@@ -67,8 +67,10 @@ def test_more_steps_continue_the_run(continued: Trained) -> None:
     assert [row["attempt"] for row in rows] == [1, 1, 2]
 
 
-def test_the_same_command_on_a_finished_run_says_so(yaoki: Callable[..., Done], copied: Path) -> None:
-    done = yaoki("train", RECIPE, *OVERRIDES, "--run", copied)
+def test_the_same_command_on_a_finished_run_says_so(
+    yaoki: Callable[..., Done], copied: Path, trained: Trained
+) -> None:
+    done = yaoki("train", trained.recipe, *OVERRIDES, "--run", copied)
     assert done.code == 0
     assert f"{copied} is finished: 2 of 2 steps are done" in done.out
     assert f"yaoki train --run {copied} train.steps=4" in done.out

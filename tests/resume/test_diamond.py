@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from tests.resume.harness import (
     EVERYTHING,
     assert_same_run,

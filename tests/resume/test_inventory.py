@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.resume.harness import EVERYTHING, final_state, make_config, run, run_to_end, trajectory
 
+from tests.resume.harness import EVERYTHING, final_state, make_config, run, run_to_end, trajectory
 from yaoki.checkpoint.reader import load
 from yaoki.run import session
 from yaoki.run.console import Console

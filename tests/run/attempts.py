@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from rich.console import Console as RichConsole
-from tests.resume.harness import make_config
 
+from tests.resume.harness import make_config
 from yaoki.config.schema import Config
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory

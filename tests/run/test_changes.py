@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.resume.harness import assert_same_run, checkpoint_steps
 
+from tests.resume.harness import assert_same_run, checkpoint_steps
 from yaoki.errors import DataError, RefusedError
 from yaoki.run.directory import RunDirectory
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.resume.harness import assert_same_run
 
+from tests.resume.harness import assert_same_run
 from yaoki.errors import CorruptCheckpointError
 
 from .attempts import STEPS, config_of, shown_by, train_here

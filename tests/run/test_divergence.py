@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.resume.harness import assert_same_run, checkpoint_steps
 
+from tests.resume.harness import assert_same_run, checkpoint_steps
 from yaoki.errors import DivergenceError
 from yaoki.run.directory import RunDirectory
 

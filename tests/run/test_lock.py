@@ -4,8 +4,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.resume.harness import finish, kill, start, wait_for_step
 
+from tests.resume.harness import finish, kill, start, wait_for_step
 from yaoki.errors import RefusedError
 from yaoki.run.directory import RunDirectory
 from yaoki.run.status import run_status

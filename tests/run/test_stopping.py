@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.resume.harness import assert_same_run, checkpoint_steps, finish, start
 
+from tests.resume.harness import assert_same_run, checkpoint_steps, finish, start
 from yaoki.errors import StopRequested
 from yaoki.run.directory import RunDirectory
 from yaoki.run.status import run_status

@@ -17,7 +17,7 @@ from yaoki.rollout.transformers_engine import TransformersEngine
 from yaoki.run.base_model import resolve_source
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
-from yaoki.run.environment import Environment, software
+from yaoki.run.environment import Environment, cpu_name, software
 from yaoki.seeding import Purpose, seed
 
 
@@ -44,15 +44,11 @@ def environment(config: Config, device: torch.device) -> Environment:
     """What the bits of this attempt depend on, besides the config's trajectory."""
     return software() | {
         "device": device.type,
-        "device_name": torch.cuda.get_device_name() if device.type == "cuda" else torch_cpu_name(),
+        "device_name": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "num_threads": torch.get_num_threads(),
         "deterministic": config.run.deterministic,
     }
-
-
-def torch_cpu_name() -> str:
-    """The instruction set that torch's kernels are chosen by."""
-    return str(torch.backends.cpu.get_cpu_capability())
 
 
 def start_models(

@@ -1,0 +1,29 @@
+"""Golden trajectories: a refactor leaves them identical. `python -m tests.golden.record` made them.
+
+On the kind of machine that recorded them every bit must agree; on another the same tokens are sampled
+and the numbers agree up to rounding.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.golden.record import GOLDEN, VARIANTS, environment_of, golden_rows
+from tests.resume.harness import make_config, run_to_end
+
+RECORDED = json.loads(GOLDEN.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_trajectory_is_the_recorded_one(variant: str, tmp_path: Path) -> None:
+    run_to_end(tmp_path / "run", make_config(*VARIANTS[variant]))
+    rows, recorded = golden_rows(tmp_path / "run"), RECORDED["rows"][variant]
+
+    if environment_of(tmp_path / "run") == RECORDED["environment"]:
+        assert rows == recorded
+    assert len(rows) == len(recorded)
+    for row, expected in zip(rows, recorded, strict=True):
+        for name, value in expected.items():
+            if isinstance(value, float):
+                assert row[name] == pytest.approx(value, rel=2e-3, abs=2e-5), name

@@ -31,7 +31,7 @@ def describe_status(found: dict[str, Any]) -> str:
     if found["in_use_by"]:
         lines.append(f"in use by    {found['in_use_by']}")
     lines.append("attempts")
-    lines += [f"  {_attempt(attempt, found['in_use_by'])}" for attempt in found["attempts"]]
+    lines += [f"  {_attempt(attempt)}" for attempt in found["attempts"]]
     lines.append("checkpoints" if found["checkpoints"] else "checkpoints  none yet")
     lines += [f"  {_checkpoint(checkpoint)}" for checkpoint in found["checkpoints"]]
     return "\n".join([*lines, f"resume       {_resume(found['resume'])}"])
@@ -52,12 +52,9 @@ def _share(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3f}"
 
 
-def _attempt(attempt: dict[str, Any], in_use_by: str | None) -> str:
-    outcome = attempt["outcome"]
-    if outcome == "killed" and in_use_by == f"process {attempt['pid']}":
-        outcome = "running"
+def _attempt(attempt: dict[str, Any]) -> str:
     reason = f": {attempt['reason']}" if "reason" in attempt else ""
-    return f"{attempt['attempt']}  {outcome}{reason}"
+    return f"{attempt['attempt']}  {attempt['outcome']}{reason}"
 
 
 def _checkpoint(checkpoint: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from yaoki.types import Task
 seeds = st.integers(0, 2**64 - 1)
 BUILT_IN = [
     Arithmetic(),
-    Arithmetic(num_terms=5, min_first=0, max_first=20, min_term=0, max_term=20),
+    Arithmetic(num_terms=5, min_value=0, max_value=40, min_term=0, max_term=20),
     Countdown(),
 ]
 
@@ -105,23 +105,25 @@ def test_worked_solutions_are_right_and_mistakes_are_wrong(tasks: TaskFamily, se
 
 
 @given(seeds)
-def test_arithmetic_is_right_and_never_negative(seed_value):
+def test_arithmetic_is_right_and_keeps_to_two_digits(seed_value):
     task = Arithmetic().task(seed_value)
     terms = re.fullmatch(r"([1-9]\d)([+-][2-9])([+-][2-9])=", task.problem)
     assert terms is not None
     values = [int(term) for term in terms.groups()]
-    assert int(task.answer) == sum(values) >= 0
-    assert values[0] + values[1] >= 0
+    assert 10 <= values[0] + values[1] <= 99
+    assert 10 <= int(task.answer) == sum(values) <= 99
 
 
-def test_the_bounds_of_the_terms_are_reached_and_kept():
-    problems = [Arithmetic().task(seed_value).problem for seed_value in range(3000)]
-    terms = [[int(term) for term in re.findall(r"\d+", problem)] for problem in problems]
-    assert {first for first, *_ in terms} == set(range(10, 100))
+def test_the_bounds_of_the_numbers_are_reached():
+    tasks = [Arithmetic().task(seed_value) for seed_value in range(4000)]
+    terms = [[int(term) for term in re.findall(r"\d+", task.problem)] for task in tasks]
+    assert {first for first, *_ in terms} == {int(task.answer) for task in tasks} == set(range(10, 100))
     assert {term for _, *rest in terms for term in rest} == set(range(2, 10))
-    values = Arithmetic(num_terms=2, min_first=3, max_first=3, min_term=5, max_term=5)
-    # 3-5 would be negative.
-    assert {values.task(seed_value).problem for seed_value in range(20)} == {"3+5="}
+    signs = Arithmetic(num_terms=2, min_value=3, max_value=12, min_term=5, max_term=5)
+    # Only the sign that stays within the bounds.
+    for seed_value in range(50):
+        first, sign, _ = re.fullmatch(r"(\d+)([+-])(5)=", signs.task(seed_value).problem).groups()
+        assert sign == ("+" if int(first) <= 7 else "-")
 
 
 @given(seeds, seeds)
@@ -153,7 +155,7 @@ def test_mistakes_are_of_every_kind():
 
 
 def test_adding_nothing_instead_of_taking_it_away_is_no_mistake():
-    tasks = Arithmetic(min_first=0, max_first=1, min_term=0, max_term=1)
+    tasks = Arithmetic(min_value=0, max_value=2, min_term=0, max_term=1)
     for seed_value in range(100):
         task = tasks.task(seed_value)
         assert extract_answer(tasks.worked_solution(task, seed_value)) != task.answer

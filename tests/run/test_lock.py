@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.resume.harness import finish, kill, start, wait_for_step
+from yaoki.cli_text import describe_status
 from yaoki.errors import RefusedError
 from yaoki.run.directory import RunDirectory
 from yaoki.run.status import run_status
@@ -25,11 +26,13 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> 
         assert caught.value.hint
         status = run_status(RunDirectory(path))
         assert status["in_use_by"] == f"process {holder.pid}"
-        assert len(status["attempts"]) == 1
+        assert [attempt["outcome"] for attempt in status["attempts"]] == ["running"]
+        assert "1  running" in describe_status(status)
     finally:
         kill(holder)
 
     assert RunDirectory(path).lock_holder() is None
+    assert [attempt["outcome"] for attempt in run_status(RunDirectory(path))["attempts"]] == ["killed"]
     with RunDirectory(path).lock():
         pass
 

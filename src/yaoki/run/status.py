@@ -18,17 +18,21 @@ def run_status(directory: RunDirectory) -> dict[str, Any]:
     directory.require_run()
     config = directory.stored_config()
     rows = read_metrics(directory.metrics_path)
+    holder = directory.lock_holder()
+    attempts = directory.attempts()
+    if attempts and holder == f"process {attempts[-1]['pid']}":
+        attempts[-1]["outcome"] = "running"
     accuracies = [row["accuracy"] for row in rows if row["accuracy"] is not None]
     return {
         "run": str(directory.path),
         "run_id": directory.run_id,
         "step": rows[-1]["step"] if rows else 0,
         "steps": config.train.steps,
-        "in_use_by": directory.lock_holder(),
+        "in_use_by": holder,
         "reward": rows[-1]["reward"] if rows else None,
         "held_out_accuracy": accuracies[-1] if accuracies else None,
         "train_seconds": rows[-1]["timing"]["train_s"] if rows else 0.0,
-        "attempts": directory.attempts(),
+        "attempts": attempts,
         "checkpoints": _checkpoints(directory),
         "resume": _resume(directory),
     }

@@ -29,7 +29,7 @@ from yaoki.models.quiet import quiet
 from yaoki.seeding import Purpose, seed
 
 END_OF_TEXT = "<|endoftext|>"
-MARKS = ("<think>", "</think>", "<answer>", "</answer>", "\\boxed{")
+MARKS = ("<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "</think><answer>\\boxed{", "}</answer>")
 
 Example = tuple[str, str]
 """Prompt text and completion text; the loss is on the completion."""
@@ -39,7 +39,7 @@ Example = tuple[str, str]
 class Pretraining:
     """How the tiny base model is made; every field is part of its cache digest."""
 
-    steps: int = 680
+    steps: int = 640
     batch_size: int = 40
     lr: float = 3e-3
     warmup_steps: int = 20

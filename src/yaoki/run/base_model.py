@@ -17,7 +17,7 @@ from yaoki.seeding import Purpose, seed
 BUILTIN_TINY = "builtin:tiny"
 BUILTIN_RANDOM = "builtin:tiny-random"
 
-_MISTAKES_PER_100 = 40
+_MISTAKES_PER_100 = 48
 """Share of worked solutions with a mistake: a base model knows the form better than the facts."""
 _NUM_DIGESTED = 256
 _BASE_SEED = 0

@@ -124,6 +124,9 @@ def main() -> None:
     except YaokiError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"error: {error}\n\nhint: see to the disk or the file, then try again", file=sys.stderr)
+        sys.exit(YaokiError.exit_code)
     except StopRequested as reason:
         print(f"stopped: {reason}; everything is saved, the same command goes on", file=sys.stderr)
         sys.exit(reason.exit_code)

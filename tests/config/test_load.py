@@ -36,7 +36,7 @@ def test_a_recipe_with_overrides(tmp_path: Path) -> None:
     )
     config = load_config(path, ["train.steps=8", "train.steps = 9", "engine.top_p=0.5", "run.device=cpu"])
     assert (config.train.steps, config.train.gamma) == (9, 0.5)
-    assert config.data.files == (Path("a.json"), Path("b.json"))
+    assert config.data.files == (Path("a.json").absolute(), Path("b.json").absolute())
     assert config.policy.betas == (0.8, 0.9)
     assert (config.engine.top_p, config.run.device) == (0.5, "cpu")
     assert config.train.num_prompts == 128

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import yaoki.run.session  # noqa: F401 - imported once here, not in every forked attempt
+
 
 @pytest.fixture(scope="session", autouse=True)
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -111,3 +111,22 @@ def test_checkpoints_of_another_run_are_refused(unfinished: Path) -> None:
 
     with pytest.raises(RefusedError, match="belongs to the run"):
         train_here(unfinished, config_of())
+
+
+def test_an_edited_template_is_refused(tmp_path: Path) -> None:
+    template = tmp_path / "prompt.jinja"
+    template.write_text("{{ problem }}<think>")
+    config = config_of(f"data.template={template}", "train.steps=2")
+    train_here(tmp_path / "run", config)
+
+    template.write_text("Solve {{ problem }}<think>")
+    with pytest.raises(RefusedError, match="the training data has changed"):
+        train_here(tmp_path / "run", config_of(f"data.template={template}", "train.steps=3"))
+
+
+def test_an_edited_tokenizer_in_the_run_directory_is_refused(unfinished: Path) -> None:
+    path = unfinished / "model" / "policy" / "tokenizer_config.json"
+    path.write_text(path.read_text() + " ")
+
+    with pytest.raises(RefusedError, match="model/ in the run directory"):
+        train_here(unfinished, config_of())

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.resume.harness import assert_same_run, checkpoint_steps
 from yaoki.errors import DivergenceError
+from yaoki.journal.metrics import read_metrics
 from yaoki.run.directory import RunDirectory
 
 from .attempts import STEPS, config_of, shown_by, train_here
@@ -53,3 +55,28 @@ def test_other_bits_can_be_waved_through(tampered: Path, finished: Path) -> None
 
     assert "warning: step 3 differs from what attempt 1 did: first in critic.optim" in shown
     assert_same_run(tampered, finished, STEPS)
+
+
+def test_a_step_of_another_environment_is_no_witness(tampered: Path, finished: Path) -> None:
+    """Rows that were written with other rounding (another thread count, say) cannot agree bit for bit."""
+    lines = (tampered / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(lines[-1]) | {"history": "of another thread count"}
+    (tampered / "metrics.jsonl").write_text("".join(f"{line}\n" for line in [*lines[:-1], json.dumps(row)]))
+
+    shown = shown_by(tampered, config_of())
+
+    assert "step 3 came out" not in shown
+    assert_same_run(tampered, finished, STEPS)
+
+
+def test_another_thread_count_is_elastic_and_changes_the_history(unfinished: Path, finished: Path) -> None:
+    shown = shown_by(unfinished, config_of("run.num_threads=2"))
+    torch.set_num_threads(1)
+
+    assert "grade elastic" in shown
+    assert "num_threads was 1, is 2" in shown
+    histories = [
+        [row["history"] for row in read_metrics(p / "metrics.jsonl")] for p in (unfinished, finished)
+    ]
+    assert histories[0][:2] == histories[1][:2]
+    assert histories[0][2] != histories[1][2]

@@ -54,6 +54,16 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(directory: Path) -> None:
+    """Durable after it: every file and name in `directory`, and its own name."""
+    for path in (directory.parent, directory, *sorted(directory.rglob("*"))):
+        if path.is_dir():
+            fsync_directory(path)
+            continue
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 def make_directory(path: Path) -> None:
     """Create `path` and its missing ancestors; fine if they exist. Durable after it: their names."""
     if path.is_dir():

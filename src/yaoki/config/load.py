@@ -25,7 +25,7 @@ def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
     values = {} if recipe is None else _read_toml(recipe)
     for override in overrides:
         _apply(values, override)
-    return _validate(values, "the recipe" if recipe is None else str(recipe))
+    return _with_absolute_paths(_validate(values, "the recipe" if recipe is None else str(recipe)))
 
 
 def read_stored(path: Path) -> Config:
@@ -41,7 +41,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     values = config.model_dump(mode="json")
     for override in overrides:
         _apply(values, override)
-    return _validate(values, "the command line")
+    return _with_absolute_paths(_validate(values, "the command line"))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -68,6 +68,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
             f"{path[0]} is not a section in the recipe", hint=f"write [{path[0]}] and its fields"
         )
     section[path[1]] = _parse_value(raw.strip())
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """A run can then be resumed from any folder."""
+    data = config.data.model_copy(update={"files": tuple(path.absolute() for path in config.data.files)})
+    held_out = config.eval.model_copy(update={"files": tuple(path.absolute() for path in config.eval.files)})
+    return config.model_copy(update={"data": data, "eval": held_out})
 
 
 def _parse_value(raw: str) -> Any:

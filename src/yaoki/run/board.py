@@ -1,5 +1,6 @@
 """Metrics rows as TensorBoard events. Written beside metrics.jsonl, never read."""
 
+import time
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -11,6 +12,7 @@ class Board:
     """Scalars of every row. Events of steps from `first_step` on that an earlier attempt wrote are purged."""
 
     def __init__(self, directory: Path, first_step: int) -> None:
+        _wait_for_a_new_second(directory)
         self._writer = SummaryWriter(str(directory), purge_step=first_step)
 
     def write(self, row: Row) -> None:
@@ -24,3 +26,11 @@ class Board:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _wait_for_a_new_second(directory: Path) -> None:
+    """TensorBoard reads event files in the order of their names, which begin with the second of their birth:
+    a purge must not come before what it purges."""
+    births = [int(path.name.split(".")[3]) for path in directory.glob("events.out.tfevents.*")]
+    while births and time.time() < max(births) + 1:
+        time.sleep(0.05)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from yaoki.checkpoint import fs
 from yaoki.config.schema import Config
 from yaoki.errors import UsageError
 from yaoki.learner.learner import Learner
@@ -71,6 +72,7 @@ def start_models(
             head_seed=seed(config.train.seed, Purpose.VALUE_HEAD),
         )
         critic.config.save_pretrained(directory.model / "critic")
+    fs.sync_tree(directory.model)
     return _complete(config, directory, device, policy, critic, tokenizer)
 
 

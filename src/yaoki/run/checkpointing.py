@@ -23,6 +23,7 @@ class Checkpointer:
         info: SaveInfo,
         config: CheckpointConfig,
         accuracies: Callable[[], dict[int, float]],
+        sync_metrics: Callable[[], None],
         saved_step: int,
         on_saved: Callable[[SavedCheckpoint], None],
     ) -> None:
@@ -31,6 +32,7 @@ class Checkpointer:
         self._info = info
         self._config = config
         self._accuracies = accuracies
+        self._sync_metrics = sync_metrics
         self._saved_step = saved_step
         self._on_saved = on_saved
         self._held: tuple[Snapshot, int] | None = None
@@ -49,6 +51,7 @@ class Checkpointer:
             return
         snapshot, step = self._held
         start = perf_counter()
+        self._sync_metrics()  # the checkpoint will refer to its rows
         saved = self._store.save(snapshot, step=step, info=self._info)
         self._saved_step = step
         self._stall_s += perf_counter() - start

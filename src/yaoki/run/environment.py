@@ -1,5 +1,7 @@
 """What the bits of a run depend on besides its config: versions, processor, threads. No torch in here."""
 
+import hashlib
+import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,6 +19,19 @@ def software() -> Environment:
         "transformers": version("transformers"),
         "machine": platform.machine(),
     }
+
+
+def environment_digest(environment: Environment, attempt: int) -> str:
+    """Equal for attempts that should do the same step with the same bits; never so without determinism."""
+    facts: dict[str, Any] = dict(environment)
+    if not environment["deterministic"]:
+        facts["attempt"] = attempt
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def next_history(history: str, step_environment: str) -> str:
+    """The history after one more step in an environment (a digest chain)."""
+    return hashlib.blake2b(f"{history} {step_environment}".encode(), digest_size=8).hexdigest()
 
 
 def cpu_name() -> str:

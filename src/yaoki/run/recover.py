@@ -3,8 +3,6 @@
 Restores everything or raises; what was asked for and cannot be had is never replaced by a fresh start.
 """
 
-from collections.abc import Mapping
-
 from yaoki.checkpoint.catalog import ValidCheckpoint
 from yaoki.checkpoint.reader import load
 from yaoki.config.compat import config_digest
@@ -18,9 +16,10 @@ def require_same_data(checkpoint: ValidCheckpoint, dataset_digest: str, config: 
     manifest = checkpoint.manifest
     if manifest.dataset_digest != dataset_digest:
         raise RefusedError(
-            f"the training data has changed: {checkpoint.path.name} was made with the dataset "
-            f"{manifest.dataset_digest}, now it is {dataset_digest}",
-            hint="put the files of data.files back as they were; to train on other data, start a new run "
+            f"the training data has changed (tasks, template, or what model/ in the run directory holds): "
+            f"{checkpoint.path.name} was made with data of digest {manifest.dataset_digest}, "
+            f"now it is {dataset_digest}",
+            hint="put data.files and the template back as they were; to train on other data, start a new run "
             "with --run and policy.init_from",
         )
     if manifest.config_digest != config_digest(config):
@@ -35,8 +34,3 @@ def restore(checkpoint: ValidCheckpoint, state: RunState) -> None:
     """Put every part of the inventory back; missing and left-over parts are errors."""
     loaded = load(checkpoint.path, state.scopes(), verified=checkpoint.manifest)
     state.restore(loaded.parts)
-
-
-def inventory_table(state: RunState) -> Mapping[str, str]:
-    """Part -> what it holds, for people."""
-    return {part.name: part.holds for part in state.inventory()}

@@ -30,7 +30,7 @@ from yaoki.run.build import (
 from yaoki.run.checkpointing import Checkpointer
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
-from yaoki.run.environment import Environment
+from yaoki.run.environment import Environment, environment_digest
 from yaoki.run.grade import ResumeVerdict, judge
 from yaoki.run.recover import require_same_data, restore
 from yaoki.run.state import Lineage, Progress, RunState
@@ -132,8 +132,9 @@ class _Attempt:
             models = empty_models(config, directory, device)
         tasks = Tasks(config, models.tokenizer, self.console)
         source = tasks.training_source()
+        digest = tasks.digest(source, directory.model)
         if choice.checkpoint is not None:
-            require_same_data(choice.checkpoint, source.digest, config)
+            require_same_data(choice.checkpoint, digest, config)
         state = RunState(
             learner=build_learner(config, models),
             loader=tasks.loader(source),
@@ -154,11 +155,11 @@ class _Attempt:
             engine=build_engine(config, models),
             verifier=self.stack.enter_context(verifier),
             eval_prompts=tasks.eval_prompts() if config.eval.every_steps else [],
-            checkpointer=self._checkpointer(choice, verdict, now, source.digest),
+            checkpointer=self._checkpointer(choice, verdict, now, digest, state.metrics),
             board=board,
             console=self.console,
             stop=self.stop,
-            checks_fingerprints=verdict.grade != "elastic",
+            environment_digest=environment_digest(now, self.number),
         )
         if choice.checkpoint is not None:
             restore(choice.checkpoint, state)
@@ -174,7 +175,12 @@ class _Attempt:
         return {row["step"]: row for file in files for row in read_metrics(file)}
 
     def _checkpointer(
-        self, choice: Choice, verdict: ResumeVerdict, now: Environment, dataset_digest: str
+        self,
+        choice: Choice,
+        verdict: ResumeVerdict,
+        now: Environment,
+        dataset_digest: str,
+        metrics: MetricsLog,
     ) -> Checkpointer:
         info = SaveInfo(
             run_id=self.directory.run_id,
@@ -189,6 +195,7 @@ class _Attempt:
             info=info,
             config=self.config.checkpoint,
             accuracies=self._accuracies,
+            sync_metrics=metrics.sync,
             saved_step=-1 if choice.checkpoint is None else verdict.step,
             on_saved=self._on_saved,
         )

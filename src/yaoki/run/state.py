@@ -43,6 +43,9 @@ class Progress:
     """Best held-out accuracy so far."""
     best_step: int = 0
     """global_step of the weights that reached it."""
+    history: str = ""
+    """Digest of the environments in which the steps so far were done, in order. Two attempts that have done a
+    step with the same history must have the same bits after it."""
 
 
 @dataclass
@@ -219,7 +222,7 @@ DERIVED = {
     "board": "TensorBoard's events; purged from the restored step on",
     "eval_prompts": "function of config and dataset",
     "config": "stored in the run directory and compared on resume",
-    "checks_fingerprints": "follows from the grade of this attempt",
+    "environment_digest": "facts about this process",
     "state.lineage.attempt": "counted from attempts.jsonl",
     "state.metrics.superseded": "rows that this attempt's resume cut off",
     "state.metrics._superseded_path": "names the attempt",

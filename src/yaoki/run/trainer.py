@@ -18,6 +18,7 @@ from yaoki.rollout.engine import RolloutEngine
 from yaoki.run.board import Board
 from yaoki.run.checkpointing import Checkpointer
 from yaoki.run.console import Console
+from yaoki.run.environment import next_history
 from yaoki.run.evaluate import accuracy
 from yaoki.run.measure import Stopwatch, experience_metrics, rollout_digest, rollout_metrics
 from yaoki.run.state import RunState
@@ -39,8 +40,8 @@ class Trainer:
     board: Board
     console: Console
     stop: StopSignal
-    checks_fingerprints: bool
-    """Steps that an earlier attempt has done must come out the same (resume of grade exact)."""
+    environment_digest: str
+    """What this attempt's bits depend on besides the state."""
 
     def run(self) -> float | None:
         """Train until train.steps; returns the final held-out accuracy.
@@ -81,6 +82,7 @@ class Trainer:
         with watch("sync"):
             self.engine.load_weights(learner.weights(), progress.policy_version)
         with watch("fingerprint"):
+            row["history"] = progress.history
             row["fingerprint"] = {"rollouts": rollout_digest(rollouts), **self.state.fingerprint()}
         self._check_divergence(row)
         self._record(row, watch, perf_counter() - start)
@@ -141,6 +143,7 @@ class Trainer:
         progress = self.state.progress
         progress.global_step += 1
         progress.policy_version += stats.policy is not None
+        progress.history = next_history(progress.history, self.environment_digest)
         progress.num_prompts += self.config.train.num_prompts
         progress.num_rollouts += len(rollouts)
         progress.num_tokens += sum(len(r.completion.token_ids) for r in rollouts)
@@ -165,9 +168,9 @@ class Trainer:
         }
 
     def _check_divergence(self, row: Row) -> None:
-        """A step that an earlier attempt has done already must come out with the same bits."""
+        """A step that an earlier attempt has done with the same history must come out with the same bits."""
         earlier = self.state.metrics.superseded.get(row["step"])
-        if earlier is None or not self.checks_fingerprints:
+        if earlier is None or earlier["history"] != row["history"]:
             return
         before, now = earlier["fingerprint"], row["fingerprint"]
         different = [name for name in now if before.get(name) != now[name]]

@@ -36,4 +36,4 @@ def test_a_step_on_real_problems(tmp_path: Path) -> None:
     assert "math500.json: 500 tasks" in shown
     (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert (row["accuracy"], row["reward"]) == (0, 0)
-    assert row["length"] == 16
+    assert row["length"] <= 16

@@ -6,14 +6,12 @@ import re
 import tokenize
 from collections import Counter
 
-import pytest
-
 from .source import MODULES, REPOSITORY, Module, functions, imported
 
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 MAX_DEPTH = 4
-MAX_TOTAL_LINES = 6500
+MAX_TOTAL_LINES = 9000
 
 BROAD_HANDLERS = {
     "data/verifier_pool.py:__enter__": "stops the workers that did start, and raises on",
@@ -71,9 +69,6 @@ def test_how_depth_is_counted() -> None:
     assert depth(ast.parse("x = 1")) == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the package has outgrown its limit: cut it back, or decide on another"
-)
 def test_the_whole_is_small() -> None:
     assert sum(module.num_lines for module in MODULES) < MAX_TOTAL_LINES
 

@@ -59,7 +59,6 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
-        model_max_length=4096,
     )
 
 

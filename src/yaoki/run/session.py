@@ -83,10 +83,12 @@ def _attempt(directory: RunDirectory, config: Config, console: Console, choice: 
     """Run one attempt between its two lines in attempts.jsonl."""
     number = len(directory.attempts()) + 1
     directory.log_attempt({"attempt": number, "started_unix_s": time.time(), "pid": os.getpid()})
-    ending = {"outcome": "finished"}
+    ending = {"outcome": "failed", "reason": "ended from outside"}
     try:
         with StopSignal(config.run.max_seconds) as stop, ExitStack() as stack:
-            return _Attempt(directory, config, console, number, stop, stack).run(choice)
+            outcome = _Attempt(directory, config, console, number, stop, stack).run(choice)
+        ending = {"outcome": "finished"}
+        return outcome
     except StopRequested as reason:
         ending = {"outcome": "stopped", "reason": str(reason)}
         raise
@@ -126,8 +128,13 @@ class _Attempt:
     ) -> Trainer:
         """All live parts, in the state that the attempt starts from; the generators are set last."""
         config, directory = self.config, self.directory
+        verifier = self.stack.enter_context(  # first: a wrong name should not be found after an hour
+            VerifierPool(
+                config.data.verifier, config.data.verifier_workers, config.data.verifier_time_limit_s
+            )
+        )
         if choice.checkpoint is None:
-            models = start_models(config, directory, device, self.console, self.stop.poll)
+            models = start_models(config, directory, device, self.console, self.stop.poll_signals)
         else:
             models = empty_models(config, directory, device)
         tasks = Tasks(config, models.tokenizer, self.console)
@@ -146,14 +153,11 @@ class _Attempt:
         self.stack.callback(state.metrics.close)
         board = Board(directory.tensorboard, verdict.step + 1)
         self.stack.callback(board.close)
-        verifier = VerifierPool(
-            config.data.verifier, config.data.verifier_workers, config.data.verifier_time_limit_s
-        )
         trainer = Trainer(
             config=config,
             state=state,
             engine=build_engine(config, models),
-            verifier=self.stack.enter_context(verifier),
+            verifier=verifier,
             eval_prompts=tasks.eval_prompts() if config.eval.every_steps else [],
             checkpointer=self._checkpointer(choice, verdict, now, digest, state.metrics),
             board=board,

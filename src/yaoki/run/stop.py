@@ -44,6 +44,11 @@ class StopSignal:
         if self.reason is not None:
             raise StopRequested(self.reason)
 
+    def poll_signals(self) -> None:
+        """Raise StopRequested on a signal only, for work that a short time budget would never let end."""
+        if self._received is not None:
+            raise StopRequested(self._received)
+
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._received is not None:
             os._exit(128 + number)

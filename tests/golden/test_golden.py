@@ -1,7 +1,7 @@
 """Golden trajectories: a refactor leaves them identical. `python -m tests.golden.record` made them.
 
-On the kind of machine that recorded them every bit must agree; on another the same tokens are sampled
-and the numbers agree up to rounding.
+On the kind of machine that recorded them every bit must agree. On another the first step's numbers agree up
+to rounding; later ones need not: Adam's first step turns the sign of a tiny gradient into a full step.
 """
 
 import json
@@ -23,7 +23,6 @@ def test_the_trajectory_is_the_recorded_one(variant: str, tmp_path: Path) -> Non
     if environment_of(tmp_path / "run") == RECORDED["environment"]:
         assert rows == recorded
     assert len(rows) == len(recorded)
-    for row, expected in zip(rows, recorded, strict=True):
-        for name, value in expected.items():
-            if isinstance(value, float):
-                assert row[name] == pytest.approx(value, rel=2e-3, abs=2e-5), name
+    for name, value in recorded[0].items():
+        if isinstance(value, float):
+            assert rows[0][name] == pytest.approx(value, rel=2e-3, abs=2e-5), name

@@ -167,6 +167,7 @@ class _Attempt:
         )
         if choice.checkpoint is not None:
             restore(choice.checkpoint, state)
+            self.console.note(f"restored: {'; '.join(part.holds for part in state.inventory())}")
         else:
             state.metrics.cut_back(LogPosition(0, 0))
             rng.seed_generators(seed(config.train.seed, Purpose.FRAMEWORK))

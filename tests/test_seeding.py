@@ -68,7 +68,6 @@ def test_seeds_never_change() -> None:
             "value-head",
             "framework",
             "base-model",
-            "probe",
         )
     ]
     assert seed(0, Purpose.ROLLOUT, 1, 2, 3) == 11879273057939374033

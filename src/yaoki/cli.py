@@ -47,7 +47,7 @@ def train(
         outcome = train_run(directory, config, console)
     if outcome.already_finished:
         print(
-            f"{directory.path} is finished: {outcome.step} of {config.train.steps} steps are done. "
+            f"{directory.path} is finished: {outcome.step} of {outcome.step} steps are done. "
             f"To go on, raise train.steps:\n"
             f"  yaoki train --run {directory.path} train.steps={2 * outcome.step}"
         )

@@ -25,7 +25,6 @@ class Purpose(StrEnum):
     VALUE_HEAD = "value-head"
     FRAMEWORK = "framework"
     BASE_MODEL = "base-model"
-    PROBE = "probe"
 
 
 def seed(run_seed: int, purpose: Purpose, *coordinates: int) -> int:

@@ -83,6 +83,7 @@ def test_against_the_running_sum(logits: list[float], number: float, temperature
 
 @given(logit_lists, st.floats(0.05, 0.99), numbers)
 def test_nothing_from_outside_of_the_nucleus(logits: list[float], top_p: float, number: float) -> None:
+    logits = [round(logit, 3) for logit in logits]  # which of two almost equal ones comes first is rounding
     (token,), (logprob,) = sample(logits, [number], 1.0, top_p)
     # A little more is allowed, for sets that hold top_p only up to rounding.
     assert probabilities(logits, 1.0, min(top_p + 1e-5, 1.0))[token] > 0

@@ -128,5 +128,31 @@ def test_an_edited_tokenizer_in_the_run_directory_is_refused(unfinished: Path) -
     path = unfinished / "model" / "policy" / "tokenizer_config.json"
     path.write_text(path.read_text() + " ")
 
-    with pytest.raises(RefusedError, match="model/ in the run directory"):
+    with pytest.raises(RefusedError, match="what model/"):
         train_here(unfinished, config_of())
+
+
+def test_other_held_out_tasks_are_refused(tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"problem": "1+1=", "answer": "2"}\n')
+    overrides = [f'eval.files=["{held_out}"]', "eval.num_tasks=1"]
+    train_here(tmp_path / "run", config_of(*overrides, "train.steps=2"))
+
+    held_out.write_text('{"problem": "1+2=", "answer": "3"}\n')
+    with pytest.raises(RefusedError, match="held-out tasks"):
+        train_here(tmp_path / "run", config_of(*overrides, "train.steps=3"))
+
+
+def test_a_refused_change_is_not_stored(tmp_path: Path) -> None:
+    """The paths of files are free to change, but a config is stored only once it is known to fit."""
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for path, answer in ((first, 1), (second, 2)):
+        rows = [{"problem": f"{answer}*{i}=", "answer": i} for i in range(8)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["data.family=", "eval.every_steps=0"]
+    config = config_of(*settings, f'data.files=["{first}"]', "train.steps=2")
+    train_here(tmp_path / "run", config)
+
+    with pytest.raises(RefusedError, match="training data has changed"):
+        train_here(tmp_path / "run", config_of(*settings, f'data.files=["{second}"]', "train.steps=3"))
+    assert RunDirectory(tmp_path / "run").stored_config() == config

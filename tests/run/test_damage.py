@@ -1,6 +1,7 @@
 """A damaged checkpoint, seen from a whole run: named, passed over, and made up for bit by bit."""
 
 import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_the_file_is_named_and_the_previous_checkpoint_is_used(
 
     refusal = next(line for line in output.getvalue().splitlines() if "not used" in line)
     assert refusal.startswith(f"warning: not used: {NEWEST}: {name}: ")
-    assert (outcome.already_finished, outcome.step) == (True, 2)
+    assert outcome.step == 2
 
 
 @pytest.mark.parametrize(
@@ -97,3 +98,25 @@ def test_without_a_usable_checkpoint_nothing_is_done(
     assert "step-00000003: policy.params" in caught.value.message
     assert caught.value.hint
     assert contents(copied) == before
+
+
+def test_checkpoints_that_are_gone_are_no_fresh_start(unfinished: Path) -> None:
+    shutil.rmtree(unfinished / "checkpoints")
+    rows = (unfinished / "metrics.jsonl").read_bytes()
+
+    with pytest.raises(CorruptCheckpointError, match="there is none any more") as caught:
+        train_here(unfinished, config_of())
+
+    assert caught.value.exit_code == 4
+    assert (unfinished / "metrics.jsonl").read_bytes() == rows
+
+
+def test_a_kill_before_the_last_evaluation_is_not_a_finished_run(copied: Path) -> None:
+    """The summary of an earlier end does not speak for the steps that were added since."""
+    summary = json.loads((copied / "summary.json").read_text())
+    (copied / "summary.json").write_text(json.dumps(summary | {"steps": STEPS - 1}))
+
+    outcome = train_here(copied, config_of())
+
+    assert not outcome.already_finished
+    assert json.loads((copied / "summary.json").read_text())["steps"] == STEPS

@@ -72,7 +72,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _with_absolute_paths(config: Config) -> Config:
     """A run can then be resumed from any folder."""
-    data = config.data.model_copy(update={"files": tuple(path.absolute() for path in config.data.files)})
+    template = Path(config.data.template)
+    data = config.data.model_copy(
+        update={
+            "files": tuple(path.absolute() for path in config.data.files),
+            "template": str(template.absolute()) if template.is_file() else config.data.template,
+        }
+    )
     held_out = config.eval.model_copy(update={"files": tuple(path.absolute() for path in config.eval.files)})
     return config.model_copy(update={"data": data, "eval": held_out})
 

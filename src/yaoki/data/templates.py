@@ -39,6 +39,7 @@ class Template:
         self.name = name
         self.source = source
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+        del environment.filters["random"], environment.globals["lipsum"]  # a prompt is not a matter of chance
         try:
             variables = meta.find_undeclared_variables(environment.parse(source))
             code = environment.compile(source, name=name, filename=name)

@@ -1,6 +1,7 @@
 """A network together with what trains it: AdamW, its schedule, its gradient norm.
 
-Everything that changes while training is in `tensors()` and `schedule`; knows nothing of losses or files.
+Everything that changes while training is in `weights()`, `moments()` and `num_batches`.
+Knows nothing of losses or files.
 """
 
 from collections.abc import Mapping
@@ -96,7 +97,9 @@ class TrainedNetwork:
         for parameter, name in self._names.items() if saved else ():
             state = {moment: saved[f"{moment}/{name}"] for moment in _MOMENTS}
             shapes = [tuple(state[moment].shape) for moment in _MOMENTS]
-            if shapes != [tuple(parameter.shape), tuple(parameter.shape), ()]:
+            dtypes = [state[moment].dtype for moment in _MOMENTS]
+            fits = shapes == [tuple(parameter.shape), tuple(parameter.shape), ()]
+            if not fits or dtypes != [parameter.dtype, parameter.dtype, torch.float32]:
                 raise CorruptCheckpointError(
                     f"{', '.join(_MOMENTS)} of {name} are {', '.join(map(str, shapes))}; "
                     f"the parameter is {tuple(parameter.shape)}"

@@ -15,10 +15,13 @@ class StopCondition:
     Text is only decoded after a token that could complete a stop string; all other tokens cost a set lookup.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], more_eos_ids: Sequence[int] = ()
+    ) -> None:
+        """`more_eos_ids`: end-of-sequence tokens of the model beside the tokenizer's one."""
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._eos = int(tokenizer.eos_token_id)
+        self._eos_ids = frozenset([int(tokenizer.eos_token_id), *more_eos_ids])
         pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))]) if stop else []
         self._suspects = frozenset(
             i for i, piece in enumerate(pieces) if any(_may_complete(piece, text) for text in self._stop)
@@ -29,7 +32,7 @@ class StopCondition:
     def check(self, token_ids: Sequence[int]) -> FinishReason | None:
         """Why a completion ends with its last token, or None."""
         last = token_ids[-1]
-        if last == self._eos:
+        if last in self._eos_ids:
             return FinishReason.EOS
         if last in self._suspects and self._ends_with_stop(token_ids):
             return FinishReason.STOP

@@ -33,7 +33,9 @@ class TransformersEngine:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._sampling = sampling
-        self._stop = StopCondition(tokenizer, sampling.stop)
+        eos: int | list[int] | None = getattr(model.config, "eos_token_id", None)
+        more_eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        self._stop = StopCondition(tokenizer, sampling.stop, more_eos_ids)
         self.policy_version = -1
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:

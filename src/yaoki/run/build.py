@@ -47,6 +47,7 @@ def environment(config: Config, device: torch.device) -> Environment:
         "device": device.type,
         "device_name": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "num_devices": torch.cuda.device_count(),
         "num_threads": torch.get_num_threads(),
         "deterministic": config.run.deterministic,
     }

@@ -21,11 +21,18 @@ _HEADER = (
 )
 
 
+class _PatientConsole(RichConsole):
+    """Falls silent when nobody reads any more, where rich would end the process: training goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Console:
     """A context manager: the bars live from entering until leaving. On a pipe there are only lines."""
 
     def __init__(self, show_samples_every: int, rich_console: RichConsole | None = None) -> None:
-        self._console = rich_console or RichConsole(stderr=True, highlight=False)
+        self._console = rich_console or _PatientConsole(stderr=True, highlight=False)
         self._show_samples_every = show_samples_every
         self._bars = Progress(
             TextColumn("{task.description:<10}"),

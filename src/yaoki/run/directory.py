@@ -6,10 +6,12 @@ attempts.jsonl         a line when an attempt starts, a line when it ends by its
 model/                 architecture and tokenizer, so that a resume needs nothing from elsewhere
 metrics.jsonl          a row per step        tensorboard/   the same for TensorBoard
 checkpoints/           committed checkpoints
+saved.json             says that a checkpoint was committed, from the first one on
 summary.json           accuracy before and after, written when train.steps is reached
 lock                   held by the process that trains
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -22,9 +24,12 @@ from types import TracebackType
 from typing import Any
 
 from yaoki.checkpoint import fs
+from yaoki.checkpoint.catalog import Catalog, Choice
 from yaoki.config.load import read_stored
 from yaoki.config.schema import Config
 from yaoki.errors import CorruptCheckpointError, NothingThereError, RefusedError
+
+_LOCK_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,24 @@ class RunDirectory:
         """Replace the stored config, whole or not at all."""
         _write_json(self.config_path, config.model_dump(mode="json"))
 
+    def choose_checkpoint(self) -> Choice:
+        """The checkpoint to go on from; none in it only where none was ever committed.
+
+        CorruptCheckpointError where there should be one: all are damaged, or they are gone.
+        """
+        choice = Catalog(self.checkpoints).choose_or_raise()
+        if choice.checkpoint is None and self._saved_path.exists():
+            raise CorruptCheckpointError(
+                f"checkpoints were saved in {self.checkpoints}, but there is none any more",
+                hint=f"put them back; or, to start again from step 0, move {self.path} away",
+            )
+        return choice
+
+    def mark_saved(self) -> None:
+        """Remember for good that a checkpoint was committed: from now on a fresh start would be a loss."""
+        if not self._saved_path.exists():
+            _write_json(self._saved_path, {"first_saved_unix_s": time.time()})
+
     def attempts(self) -> list[dict[str, Any]]:
         """One entry per attempt, oldest first; `outcome` is `killed` where no end was written."""
         entries: list[dict[str, Any]] = []
@@ -154,6 +177,10 @@ class RunDirectory:
         return self.path / "attempts.jsonl"
 
     @property
+    def _saved_path(self) -> Path:
+        return self.path / "saved.json"
+
+    @property
     def _summary_path(self) -> Path:
         return self.path / "summary.json"
 
@@ -175,7 +202,7 @@ class RunLock:
                 hint="name another directory with --run",
             ) from error
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
         except OSError as error:
             holder = self._path.read_text("utf-8").strip() or "another process"
             os.close(self._descriptor)
@@ -185,6 +212,15 @@ class RunLock:
             ) from error
         os.truncate(self._descriptor, 0)
         os.write(self._descriptor, f"process {os.getpid()}\n".encode())
+
+    def _take(self) -> None:
+        """A few tries, because `status` holds the lock for an instant when it asks who has it."""
+        for _ in range(_LOCK_TRIES - 1):
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.02)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -4,21 +4,29 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 Environment = dict[str, bool | int | float | str | None]
 
 
+_LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "jinja2", "math-verify", "sympy")
+"""What weights, tokens, prompts and verdicts come out of."""
+
+
 def software() -> Environment:
     """The facts that need no torch to know."""
-    return {
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "machine": platform.machine(),
-    }
+    libraries: Environment = {name: _version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), "machine": platform.machine(), **libraries}
+
+
+def _version(library: str) -> str | None:
+    """None where it is not installed: a run can be looked at on a machine that could not train it."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def environment_digest(environment: Environment, attempt: int) -> str:

@@ -1,6 +1,6 @@
 """Judging a continuation before it happens: where it would start and what it promises. No torch in here.
 
-`status` asks the same question as `train`, so that both give the same answer. Restores nothing.
+`status` asks the same question as `train`, of the facts that it can know. Restores nothing.
 """
 
 from dataclasses import dataclass

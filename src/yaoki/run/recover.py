@@ -16,11 +16,12 @@ def require_same_data(checkpoint: ValidCheckpoint, dataset_digest: str, config: 
     manifest = checkpoint.manifest
     if manifest.dataset_digest != dataset_digest:
         raise RefusedError(
-            f"the training data has changed (tasks, template, or what model/ in the run directory holds): "
+            "the training data has changed (tasks, held-out tasks, template, or what model/ in the run "
+            "directory holds): "
             f"{checkpoint.path.name} was made with data of digest {manifest.dataset_digest}, "
             f"now it is {dataset_digest}",
-            hint="put data.files and the template back as they were; to train on other data, start a new run "
-            "with --run and policy.init_from",
+            hint="put data.files, eval.files and the template back as they were; to train on other data, "
+            "start a new run with --run and policy.init_from",
         )
     if manifest.config_digest != config_digest(config):
         raise RefusedError(

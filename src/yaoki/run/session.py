@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from yaoki.checkpoint.catalog import Catalog, Choice
+from yaoki.checkpoint.catalog import Choice
 from yaoki.checkpoint.store import CheckpointStore, SavedCheckpoint, SaveInfo
 from yaoki.config.compat import config_digest, require_resumable
 from yaoki.config.schema import Config
@@ -58,12 +58,12 @@ def train(directory: RunDirectory, config: Config, console: Console) -> Outcome:
     """
     with directory.lock():
         _open(directory, config, console)
-        choice = Catalog(directory.checkpoints).choose_or_raise()
+        choice = directory.choose_checkpoint()
         for refusal in choice.refusals:
             console.warn(f"not used: {refusal}")
         summary = directory.summary()
         done = choice.checkpoint.manifest.step if choice.checkpoint else 0
-        if summary is not None and done >= config.train.steps:
+        if summary is not None and summary["steps"] == done >= config.train.steps:
             return Outcome(directory, done, summary, already_finished=True)
         configure(deterministic=config.run.deterministic, num_threads=config.run.num_threads)
         return _attempt(directory, config, console, choice)
@@ -76,7 +76,6 @@ def _open(directory: RunDirectory, config: Config, console: Console) -> None:
         return
     for change in require_resumable(directory.stored_config(), config):
         console.note(f"changed since the last attempt: {change}")
-    directory.store_config(config)
 
 
 def _attempt(directory: RunDirectory, config: Config, console: Console, choice: Choice) -> Outcome:
@@ -117,6 +116,7 @@ class _Attempt:
         verdict = judge(choice, now, self.config)
         self.console.headline(f"run {self.directory.path}, attempt {self.number}: {verdict.describe()}")
         trainer = self._build(choice, verdict, now, device)
+        self.directory.store_config(self.config)  # only now is it known that the run can go on with it
         self.console.start(trainer.state.progress.global_step, self.config.train.steps)
         final_accuracy = trainer.run()
         summary = self._summary(trainer, final_accuracy)
@@ -139,7 +139,8 @@ class _Attempt:
             models = empty_models(config, directory, device)
         tasks = Tasks(config, models.tokenizer, self.console)
         source = tasks.training_source()
-        digest = tasks.digest(source, directory.model)
+        eval_prompts = tasks.eval_prompts() if config.eval.every_steps else []
+        digest = tasks.digest(source, eval_prompts, directory.model)
         if choice.checkpoint is not None:
             require_same_data(choice.checkpoint, digest, config)
         state = RunState(
@@ -158,7 +159,7 @@ class _Attempt:
             state=state,
             engine=build_engine(config, models),
             verifier=verifier,
-            eval_prompts=tasks.eval_prompts() if config.eval.every_steps else [],
+            eval_prompts=eval_prompts,
             checkpointer=self._checkpointer(choice, verdict, now, digest, state.metrics),
             board=board,
             console=self.console,
@@ -211,6 +212,7 @@ class _Attempt:
         return {row["step"] - 1: row["accuracy"] for row in rows if row["accuracy"] is not None}
 
     def _on_saved(self, saved: SavedCheckpoint) -> None:
+        self.directory.mark_saved()
         size_mb = saved.size_bytes / 1e6
         self.console.note(f"saved {saved.path.name}: {size_mb:.1f} MB in {saved.duration_s:.2f} s")
 

@@ -58,9 +58,10 @@ def _checkpoints(directory: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _resume(directory: RunDirectory) -> dict[str, Any]:
-    """What the next `yaoki train` would do; reads the newest checkpoint in full."""
+    """What the next `yaoki train` would do, as far as it can be told without torch (device and threads
+    cannot be); reads the newest checkpoint in full."""
     try:
-        choice = Catalog(directory.checkpoints).choose_or_raise()
+        choice = directory.choose_checkpoint()
     except CorruptCheckpointError as error:
         return {"possible": False, "problem": error.message}
     verdict = judge(choice, software(), directory.stored_config())

@@ -1,6 +1,7 @@
 """The data of a run, wired from its config: what it trains on and what it is evaluated on."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -55,9 +56,11 @@ class Tasks:
         kept = self._fitting(loaded, config.train.num_prompts)
         return FileTasks(kept, tasks_digest(kept), config.train.seed)
 
-    def digest(self, source: TaskSource, model_folder: Path) -> str:
-        """Changes when any training prompt may: tasks, template, tokenizer; or the architecture beside it."""
-        digest = hashlib.blake2b(f"{source.digest}\0{self._template.source}".encode(), digest_size=16)
+    def digest(self, source: TaskSource, held_out: Sequence[Prompt], model_folder: Path) -> str:
+        """Changes when any prompt may: tasks, template, tokenizer; or the architecture beside it."""
+        evaluation = tasks_digest(prompt.task for prompt in held_out)
+        text = f"{source.digest}\0{evaluation}\0{self._template.source}"
+        digest = hashlib.blake2b(text.encode(), digest_size=16)
         for path in sorted(path for path in model_folder.rglob("*") if path.is_file()):
             digest.update(f"\0{path.relative_to(model_folder)}\0".encode() + path.read_bytes())
         return digest.hexdigest()

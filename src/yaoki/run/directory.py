@@ -3,7 +3,7 @@
 run.json               id of the run, written once
 config.json            the resolved config
 attempts.jsonl         a line when an attempt starts, a line when it ends by itself
-model/                 architecture and tokenizer, so that a resume needs nothing from elsewhere
+model/                 architecture and tokenizer, so that a resume does without the original model
 metrics.jsonl          a row per step        tensorboard/   the same for TensorBoard
 checkpoints/           committed checkpoints
 saved.json             says that a checkpoint was committed, from the first one on

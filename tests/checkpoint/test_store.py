@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from yaoki.checkpoint import fs
+from yaoki import fs
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.layout import Kind
 from yaoki.checkpoint.manifest import Scope

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from yaoki.checkpoint import fs
+from yaoki import fs
 from yaoki.checkpoint.layout import Candidate, Kind, parse_directory
 from yaoki.checkpoint.manifest import Manifest
 from yaoki.checkpoint.retention import Entry, Policy, select_doomed

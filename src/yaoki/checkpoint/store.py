@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from yaoki.checkpoint import fs
+from yaoki import fs
 from yaoki.checkpoint.canonical import FormatError
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.layout import (

@@ -8,12 +8,11 @@ tensor. It knows nothing of steps, manifests on disk or commits.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 import xxhash
 
-from yaoki.checkpoint import fs
+from yaoki import fs
 from yaoki.checkpoint.canonical import JSON, FormatError, encode_state
 from yaoki.checkpoint.layout import STATE, part_file_name
 from yaoki.checkpoint.manifest import FileEntry, Scope, ShardEntry, TensorEntry
@@ -99,7 +98,7 @@ def write_state(directory: Path, snapshot: Snapshot) -> Receipt:
 class _HashingFile:
     """Passes bytes on to a file, counts and digests them."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: fs.OpenFile) -> None:
         self._file = file
         self._digest = xxhash.xxh3_128()
         self._size_bytes = 0

@@ -6,12 +6,12 @@ trajectory have equal rows otherwise. Knows nothing of what the numbers mean, no
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yaoki import fs
 from yaoki.errors import CorruptCheckpointError, YaokiError
 
 Row = dict[str, Any]
@@ -37,9 +37,9 @@ class MetricsLog:
         self._superseded_path = superseded_path
         self.superseded: dict[int, Row] = {}
         """Rows cut off on resume, by step: what the steps to come did in an earlier attempt."""
-        self._file = path.open("ab")
+        self._file = fs.open_at_end(path)
         rows, num_bytes = _complete_rows(path)
-        self._file.truncate(num_bytes)  # a line that a crash cut short must not swallow the next row
+        self._file.cut(num_bytes)  # a line that a crash cut short must not swallow the next row
         self._position = LogPosition(len(rows), num_bytes)
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -50,7 +50,6 @@ class MetricsLog:
         _require_finite(row)
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         self._file.write(line)
-        self._file.flush()
         self._position = LogPosition(self._position.num_rows + 1, self._position.num_bytes + len(line))
 
     def position(self) -> LogPosition:
@@ -59,7 +58,7 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Make every row so far survive a power cut; done before a checkpoint refers to them."""
-        os.fsync(self._file.fileno())
+        self._file.sync()
 
     def cut_back(self, position: LogPosition) -> None:
         """Drop the rows after `position`, which an earlier attempt wrote; they become `superseded`.
@@ -76,10 +75,10 @@ class MetricsLog:
             )
         later = rows[position.num_rows :]
         if later:
-            self._superseded_path.parent.mkdir(parents=True, exist_ok=True)
-            self._superseded_path.write_text("".join(json.dumps(row) + "\n" for row in later), "utf-8")
+            fs.make_directory(self._superseded_path.parent)
+            fs.publish(self._superseded_path, b"".join(json.dumps(row).encode() + b"\n" for row in later))
         self.superseded = {int(row["step"]): row for row in later}
-        self._file.truncate(position.num_bytes)
+        self._file.cut(position.num_bytes)
         self.sync()
         self._position = position
 

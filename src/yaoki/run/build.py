@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from yaoki.checkpoint import fs
+from yaoki import fs
 from yaoki.config.schema import Config
 from yaoki.errors import UsageError
 from yaoki.learner.learner import Learner

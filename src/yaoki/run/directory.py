@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from yaoki.checkpoint import fs
+from yaoki import fs
 from yaoki.checkpoint.catalog import Catalog, Choice
 from yaoki.config.load import read_stored
 from yaoki.config.schema import Config
@@ -125,11 +125,11 @@ class RunDirectory:
 
     def log_attempt(self, facts: Mapping[str, Any]) -> None:
         """Append a line about the current attempt: its start, or (with `outcome`) its end."""
-        if self._attempts_path.is_file():
-            written = self._attempts_path.read_bytes()
-            os.truncate(self._attempts_path, written.rfind(b"\n") + 1)  # a torn line would swallow this one
-        with self._attempts_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(facts)) + "\n")
+        file = fs.open_at_end(self._attempts_path)
+        with contextlib.closing(file):
+            file.cut(self._attempts_path.read_bytes().rfind(b"\n") + 1)  # a torn line would swallow this one
+            file.write(json.dumps(dict(facts)).encode() + b"\n")
+            file.sync()
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         _write_json(self._summary_path, summary)
@@ -229,10 +229,7 @@ class RunLock:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.unlink(missing_ok=True)
-    fs.write_file_durably(unfinished, (json.dumps(dict(value), indent=2) + "\n").encode())
-    fs.replace_durably(unfinished, path)
+    fs.publish(path, (json.dumps(dict(value), indent=2) + "\n").encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,191 @@
+"""The only place that changes files of a run: each write, fsync, rename, link and unlink. No torch.
+
+Each function says what is durable, that is, survives a power cut, once it has returned. An OSError
+from here names its path. Effects go through the module `os` alone, one call for each, so whoever replaces
+`os` in here sees every effect and can break it. It knows nothing of what the files hold.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+TRASH_SUFFIX = ".trash"
+"""Ends the name of a directory whose removal has begun; what is in there is lost already."""
+
+Bytes = bytes | memoryview
+
+
+class OpenFile:
+    """A file that is being written, from its beginning or at its end."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o644)
+
+    def write(self, data: Bytes) -> None:
+        """All of `data`, however many calls the system needs for it. Durable only after `sync`."""
+        left = memoryview(data).cast("B")
+        with self._named_errors():
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+
+    def cut(self, num_bytes: int) -> None:
+        """Drop what is after the first `num_bytes`. Durable only after `sync`."""
+        with self._named_errors():
+            os.ftruncate(self._descriptor, num_bytes)
+
+    def sync(self) -> None:
+        """Durable after it: all bytes so far, not the name."""
+        with self._named_errors():
+            os.fsync(self._descriptor)
+
+    def forget_cached(self) -> None:
+        """Let a later read ask the disk, not the cache that these writes have filled."""
+        if sys.platform == "linux":
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """The system says what failed on a descriptor, but not of which file."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+
+
+@contextlib.contextmanager
+def create_durably(path: Path) -> Iterator[OpenFile]:
+    """A new file to write to; it is an error if `path` exists.
+
+    Durable after the block: the file's bytes; its name only after `fsync_directory(path.parent)`.
+    """
+    file = OpenFile(path, os.O_EXCL)
+    try:
+        yield file
+        file.sync()
+        file.forget_cached()
+    finally:
+        file.close()
+
+
+def open_at_end(path: Path) -> OpenFile:
+    """A file that grows; created if missing. Durable after it: its name."""
+    is_new = not path.exists()
+    file = OpenFile(path, os.O_APPEND)
+    if is_new:
+        fsync_directory(path.parent)
+    return file
+
+
+def write_file_durably(path: Path, data: Bytes) -> None:
+    """Create `path` with `data`. Durable after it: the bytes; the name after `fsync_directory`."""
+    with create_durably(path) as file:
+        file.write(data)
+
+
+def publish(path: Path, data: Bytes) -> None:
+    """Make `data` what `path` holds. Durable after it; until then the name is as it was.
+
+    The bytes go to `path` + `.tmp` first; one that a crash has left there is replaced.
+    """
+    unfinished = path.with_name(path.name + ".tmp")
+    remove_file(unfinished)
+    write_file_durably(unfinished, data)
+    replace_durably(unfinished, path)
+
+
+def fsync_directory(path: Path) -> None:
+    """Durable after it: the names in `path` (created, renamed, removed), not what they hold."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Durable after it: every file and name in `directory`, and its own name."""
+    for path in (directory.parent, directory, *sorted(directory.rglob("*"))):
+        if path.is_dir():
+            fsync_directory(path)
+            continue
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Create `path` and its missing ancestors; fine if they exist. Durable after it: their names."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    fsync_directory(path.parent)
+
+
+def replace_durably(source: Path, target: Path) -> None:
+    """Rename, also into another directory. Durable after it: `source` is gone and `target` is what it was.
+
+    At any instant before that either both names are as they were or the rename has happened in
+    full. What `source` holds must be durable already. A file at `target` is replaced; a directory
+    that is not empty is an error.
+    """
+    os.replace(source, target)
+    fsync_directory(target.parent)
+    if source.parent != target.parent:
+        fsync_directory(source.parent)
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a file. Durable only after `fsync_directory(target.parent)`."""
+    os.link(source, target, follow_symlinks=False)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file; fine if there is none. Durable only after `fsync_directory`: it may come back."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all in it. Durable after it: the name `path` is gone.
+
+    The rename to a `.trash` name comes first, so that nobody sees half a checkpoint under its own
+    name. After a crash a `.trash` directory may be left; call this on it.
+    """
+    trash = path if path.name.endswith(TRASH_SUFFIX) else path.with_name(path.name + TRASH_SUFFIX)
+    if trash != path:
+        if trash.exists():
+            _remove_recursively(trash)
+        replace_durably(path, trash)
+    _remove_recursively(trash)
+
+
+def num_free_bytes(path: Path) -> int:
+    """Bytes that an unprivileged user can still write to the file system of `path`."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+def _remove_recursively(directory: Path) -> None:
+    for child in sorted(directory.iterdir()):
+        if child.is_dir() and not child.is_symlink():
+            _remove_recursively(child)
+        else:
+            os.unlink(child)
+    os.rmdir(directory)

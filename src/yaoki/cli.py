@@ -8,37 +8,30 @@ from typing import Annotated
 
 import typer
 
-from yaoki import __version__
-from yaoki.cli_text import describe_evaluation, describe_outcome, describe_status
+from yaoki import __version__, cli_checkpoints, cli_operations
+from yaoki.cli_options import (
+    JsonOption,
+    OverridesArgument,
+    RunArgument,
+    StepOption,
+    WordsArgument,
+    split_words,
+)
+from yaoki.cli_text import describe_evaluation, describe_outcome
 from yaoki.config.load import load_config, with_overrides
 from yaoki.config.schema import Config
 from yaoki.errors import NothingThereError, StopRequested, UsageError, YaokiError
 from yaoki.run.directory import RunDirectory
 
-app = typer.Typer(
-    help="Yaoki: train a language model to reason, in runs that resume completely and exactly.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-StepOption = Annotated[int | None, typer.Option("--at", help="Step of a checkpoint; default newest.")]
-
 _ALL_TASKS = 10**9
 
 
-@app.command()
 def train(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RECIPE.toml] [section.field=value ...]", help="Recipe and overrides."),
-    ] = None,
+    words: WordsArgument = None,
     run: Annotated[Path | None, typer.Option("--run", help="Run directory; default runs/RECIPE.")] = None,
 ) -> None:
     """Start a run, or resume the one that the run directory holds."""
-    recipe, overrides = _split(words or [])
+    recipe, overrides = split_words(words or [])
     directory, config = _resolve(recipe, overrides, run)
     from yaoki.run.console import Console
     from yaoki.run.session import train as train_run
@@ -55,16 +48,6 @@ def train(
     print(describe_outcome(outcome.summary, directory))
 
 
-@app.command()
-def status(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Attempts, steps, checkpoints, and what a resume would do."""
-    from yaoki.run.status import run_status
-
-    found = run_status(RunDirectory(run))
-    print(json.dumps(found, indent=2) if as_json else describe_status(found))
-
-
-@app.command()
 def export(
     run: RunArgument,
     to: Annotated[Path, typer.Option("--to", help="New folder for policy/ and critic/.")],
@@ -78,12 +61,9 @@ def export(
         print(f"{folder} (step {step})")
 
 
-@app.command("eval")
 def evaluate(
     source: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run, or a model folder.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[section.field=value ...]", help="Overrides.")
-    ] = None,
+    overrides: OverridesArgument = None,
     data: Annotated[
         list[Path] | None, typer.Option("--data", help="Tasks to evaluate on; default the run's own.")
     ] = None,
@@ -107,7 +87,24 @@ def evaluate(
     print(json.dumps(result, indent=2) if as_json else describe_evaluation(result))
 
 
-@app.callback(invoke_without_command=True)
+def application() -> typer.Typer:
+    """All commands."""
+    app = typer.Typer(
+        help="Yaoki: train a language model to reason, in runs that resume completely and exactly.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback(invoke_without_command=True)(root)
+    app.command()(train)
+    for command in cli_operations.COMMANDS:
+        app.command()(command)
+    app.add_typer(cli_checkpoints.application(), name="checkpoints")
+    app.command()(export)
+    app.command("eval")(evaluate)
+    return app
+
+
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
@@ -120,7 +117,7 @@ def root(
 def main() -> None:
     """Entry point: runs a command and turns errors into messages and exit codes."""
     try:
-        app()
+        application()()
     except YaokiError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -130,18 +127,6 @@ def main() -> None:
     except StopRequested as reason:
         print(f"stopped: {reason}; everything is saved, the same command goes on", file=sys.stderr)
         sys.exit(reason.exit_code)
-
-
-def _split(words: list[str]) -> tuple[Path | None, list[str]]:
-    """The recipe (the one word without `=`) and the overrides."""
-    overrides = [word for word in words if "=" in word]
-    recipes = [word for word in words if "=" not in word]
-    if len(recipes) > 1:
-        raise UsageError(
-            f"one recipe at a time, not {' and '.join(recipes)}",
-            hint="what differs from the recipe is written section.field=value",
-        )
-    return (Path(recipes[0]) if recipes else None), overrides
 
 
 def _resolve(recipe: Path | None, overrides: list[str], run: Path | None) -> tuple[RunDirectory, Config]:

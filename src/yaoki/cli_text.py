@@ -1,8 +1,14 @@
 """What the commands print, as text made from plain values. Knows nothing of how they were found."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from yaoki.cli_tables import duration, size, table
 from yaoki.run.directory import RunDirectory
+from yaoki.run.prove import UNBROKEN, Proof
+
+_NUM_SHOWN = 5
+"""Checkpoints in a status."""
 
 
 def describe_outcome(summary: dict[str, Any], directory: RunDirectory) -> str:
@@ -28,13 +34,54 @@ def describe_status(found: dict[str, Any]) -> str:
         f"step         {found['step']} of {found['steps']}, {found['train_seconds']:.0f} s of training",
         f"reward       {_share(found['reward'])}, held-out accuracy {_share(found['held_out_accuracy'])}",
     ]
+    if parent := found["parent"]:
+        lines.append(f"forked from  {parent['path']} at step {parent['step']}{_changes(parent)}")
     if found["in_use_by"]:
         lines.append(f"in use by    {found['in_use_by']}")
-    lines.append("attempts")
+    lines.append("attempts" if found["attempts"] else "attempts     none yet")
     lines += [f"  {_attempt(attempt)}" for attempt in found["attempts"]]
-    lines.append("checkpoints" if found["checkpoints"] else "checkpoints  none yet")
-    lines += [f"  {_checkpoint(checkpoint)}" for checkpoint in found["checkpoints"]]
-    return "\n".join([*lines, f"resume       {_resume(found['resume'])}"])
+    checkpoints = found["checkpoints"]
+    lines.append("checkpoints" if checkpoints else "checkpoints  none yet")
+    lines += [f"  {_checkpoint(checkpoint)}" for checkpoint in checkpoints[:_NUM_SHOWN]]
+    if len(checkpoints) > _NUM_SHOWN:
+        num_left = len(checkpoints) - _NUM_SHOWN
+        lines.append(f"  and {num_left} older: yaoki checkpoints list {found['run']}")
+    lines.append(f"journal      {_journal(found['journal'])}")
+    return "\n".join([*lines, f"resume       {_resume(found['resume'], found['step'])}"])
+
+
+def describe_fork(found: dict[str, Any]) -> str:
+    """What was made, and how to go on."""
+    parent = found["parent"]
+    lines = [
+        f"run     {found['run']} goes on from step {parent['step']} of {parent['path']}{_changes(parent)}",
+        f"state   {'hard links to' if found['linked'] else 'copies of'} the parent's checkpoint, verified",
+    ]
+    if found["begins_epoch"]:
+        lines.append("data    other tasks or another order: it begins with the next epoch")
+    return "\n".join([*lines, f"train   yaoki train --run {found['run']}"])
+
+
+def describe_rollouts(found: Sequence[dict[str, Any]]) -> str:
+    """Problem, answer and text of each rollout, one below the other."""
+    blocks = [
+        f"step {row['step']}, prompt {row['prompt']}, sample {row['sample']}: {row['verdict']}, "
+        f"{row['num_tokens']} tokens, ended by {row['finish_reason']}\n"
+        f"problem    {_harmless(row['problem'])}\n"
+        f"answer     {_harmless(row['answer'])}, found {_harmless(row['extracted'] or 'none')}\n"
+        f"{_harmless(row['text'])}"
+        for row in found
+    ]
+    return "\n\n".join(blocks) if blocks else "no such rollouts"
+
+
+def describe_mined(found: dict[str, Any]) -> str:
+    """How many prompts were hard, and where they are."""
+    return (
+        f"{found['num_kept']} of {found['num_prompts']} prompts of steps {found['first_step']} to "
+        f"{found['last_step']} are in {found['path']}\n"
+        f"train on them: yaoki train ... 'data.files=[\"{found['path']}\"]' data.format=orz"
+    )
 
 
 def describe_evaluation(result: dict[str, Any]) -> str:
@@ -48,29 +95,84 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     )
 
 
+def _harmless(text: str) -> str:
+    """Sampled text may hold what a terminal takes for commands: control characters as escapes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def _share(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3f}"
 
 
+def _changes(parent: dict[str, Any]) -> str:
+    return f", with other {', '.join(parent['changes'])}" if parent["changes"] else ""
+
+
 def _attempt(attempt: dict[str, Any]) -> str:
     reason = f": {attempt['reason']}" if "reason" in attempt else ""
-    return f"{attempt['attempt']}  {attempt['outcome']}{reason}"
+    steps = "1 step" if attempt["num_steps"] == 1 else f"{attempt['num_steps']} steps"
+    time = ""
+    if "ended_unix_s" in attempt:
+        time = f" in {duration(attempt['ended_unix_s'] - attempt['started_unix_s'])}"
+    return f"{attempt['attempt']}  {attempt['outcome']}{reason}; {steps}{time}"
 
 
 def _checkpoint(checkpoint: dict[str, Any]) -> str:
-    if "problem" in checkpoint:
-        return f"{checkpoint['name']}  cannot be used: {checkpoint['problem']}"
+    if "size_bytes" not in checkpoint:
+        return f"{checkpoint['name']}  {checkpoint['state']}: {checkpoint['problem']}"
+    pins = f", pinned as {', '.join(checkpoint['pins'])}" if checkpoint["pins"] else ""
     return (
-        f"{checkpoint['name']}  {checkpoint['size_bytes'] / 1e6:.1f} MB, attempt {checkpoint['attempt']}, "
-        f"{checkpoint['age_s']} s old"
+        f"{checkpoint['name']}  {size(checkpoint['size_bytes'])}, attempt {checkpoint['attempt']}, "
+        f"{duration(checkpoint['age_s'])} old{pins}"
     )
 
 
-def _resume(resume: dict[str, Any]) -> str:
+def _journal(journal: dict[str, Any]) -> str:
+    if not journal["num_steps"]:
+        return "empty"
+    steps = "1 step" if journal["num_steps"] == 1 else f"{journal['num_steps']} steps"
+    return (
+        f"{steps} ({journal['first_step']} to {journal['last_step']}) "
+        f"in {journal['num_parts']} parts, {size(journal['num_bytes'])}"
+    )
+
+
+def _resume(resume: dict[str, Any], step: int) -> str:
     if not resume["possible"]:
         return f"impossible: {resume['problem']}"
+    if resume["finished"]:
+        return f"nothing to do: the run is finished; with more train.steps {_start(resume)}"
+    lines = [_start(resume), *(f"not used: {refusal}" for refusal in resume["refused"])]
+    reached = resume["step"] + resume["num_replayed_steps"]
+    if resume["num_replayed_steps"]:
+        lines.append(f"steps {resume['step'] + 1} to {reached} again from the journal, nothing sampled")
+    if resume["num_reused_rollouts"]:
+        lines.append(f"{resume['num_reused_rollouts']} rollouts of step {reached + 1} are there already")
+    if step > reached:
+        lines.append(f"steps {reached + 1} to {step} sampled again")
+    return "\n             ".join(lines)
+
+
+def _start(resume: dict[str, Any]) -> str:
     if resume["checkpoint"] is None:
         return "from step 0: no checkpoint was committed yet"
     why = f" ({'; '.join(resume['reasons'])})" if resume["reasons"] else ""
-    passed_over = "".join(f"\n             not used: {refusal}" for refusal in resume["refused"])
-    return f"from {resume['checkpoint']}, grade {resume['grade']}{why}{passed_over}"
+    read = "" if resume["read_all"] else "; judged by its sizes, --verify reads it"
+    return f"from {resume['checkpoint']}, grade {resume['grade']}{why}{read}"
+
+
+def describe_proof(proof: Proof) -> str:
+    """A table of what is equal, and what it means in words."""
+    runs = [run for run in proof.digests if run != UNBROKEN]
+    words = {True: "equal", False: "differs"}
+    rows = [
+        (component, *(words[proof.is_equal(run, component)] for run in runs))
+        for component in proof.components
+    ]
+    verdict = (
+        f"Proved: over {proof.steps} steps, a run that was killed and resumed and one that was replayed from "
+        "its journal\nended with the same bits as the unbroken one; with its weights alone it became another."
+        if proof.holds
+        else "NOT proved: see what differs where it should be equal, or is equal where it should differ."
+    )
+    return f"\n{table([('compared with unbroken', *runs), *rows])}\n\n{verdict}"

@@ -53,6 +53,10 @@ class DivergenceError(YaokiError):
     """A step that was trained before came out with other bits: exactness is broken."""
 
 
+class NonFiniteError(YaokiError):
+    """A loss or a gradient became NaN or infinite."""
+
+
 class StopRequested(Exception):
     """A signal or the time budget asked the run to stop; nothing is lost. Exit code 75 (try again)."""
 

@@ -6,6 +6,8 @@ from here names its path. Effects go through the module `os` alone, one call for
 """
 
 import contextlib
+import errno
+import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,9 @@ from pathlib import Path
 
 TRASH_SUFFIX = ".trash"
 """Ends the name of a directory whose removal has begun; what is in there is lost already."""
+
+ALIGNMENT_BYTES = 4096
+"""Direct writes want their memory, their length and their place in the file at multiples of this."""
 
 Bytes = bytes | memoryview
 
@@ -22,14 +27,31 @@ class OpenFile:
 
     def __init__(self, path: Path, flags: int) -> None:
         self.path = path
+        self._is_direct = False
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o644)
+
+    def write_directly(self) -> None:
+        """Let writes go past the page cache where that is possible, else leave all as it is.
+
+        For blocks that are aligned in memory; one whose length is no multiple of that must be the last.
+        """
+        self._is_direct = set_direct(self._descriptor, True)
 
     def write(self, data: Bytes) -> None:
         """All of `data`, however many calls the system needs for it. Durable only after `sync`."""
         left = memoryview(data).cast("B")
         with self._named_errors():
             while left:
-                left = left[os.write(self._descriptor, left) :]
+                if self._is_direct and len(left) % ALIGNMENT_BYTES:
+                    self._is_direct = set_direct(self._descriptor, False)
+                try:
+                    left = left[os.write(self._descriptor, left) :]
+                except OSError as error:
+                    if error.errno != errno.EINVAL or not self._is_direct:
+                        raise
+                    self._is_direct = set_direct(
+                        self._descriptor, False
+                    )  # a file system that says yes and does not mean it
 
     def cut(self, num_bytes: int) -> None:
         """Drop what is after the first `num_bytes`. Durable only after `sync`."""
@@ -59,13 +81,30 @@ class OpenFile:
             raise
 
 
+def set_direct(descriptor: int, is_direct: bool) -> bool:
+    """Ask the system to go past the page cache with an open file, or not to; returns whether it will."""
+    if sys.platform != "linux":
+        return False
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | (os.O_DIRECT if is_direct else 0))
+    except OSError:  # this file system cannot
+        return False
+    return is_direct
+
+
+def create(path: Path) -> OpenFile:
+    """A new file to write to; it is an error if `path` exists. Durable: nothing yet."""
+    return OpenFile(path, os.O_EXCL)
+
+
 @contextlib.contextmanager
 def create_durably(path: Path) -> Iterator[OpenFile]:
     """A new file to write to; it is an error if `path` exists.
 
     Durable after the block: the file's bytes; its name only after `fsync_directory(path.parent)`.
     """
-    file = OpenFile(path, os.O_EXCL)
+    file = create(path)
     try:
         yield file
         file.sync()
@@ -75,11 +114,9 @@ def create_durably(path: Path) -> Iterator[OpenFile]:
 
 
 def open_at_end(path: Path) -> OpenFile:
-    """A file that grows; created if missing. Durable after it: its name."""
-    is_new = not path.exists()
+    """A file that grows; created if missing. Durable after it: its name, whoever created it."""
     file = OpenFile(path, os.O_APPEND)
-    if is_new:
-        fsync_directory(path.parent)
+    fsync_directory(path.parent)
     return file
 
 
@@ -126,8 +163,13 @@ def sync_tree(directory: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Create `path` and its missing ancestors; fine if they exist. Durable after it: their names."""
+    """Create `path` and its missing ancestors; fine if they exist. Durable after it: their names.
+
+    Also of one that exists: a process may have died between making it and making it durable.
+    """
     if path.is_dir():
+        with contextlib.suppress(PermissionError):  # somebody else's directory, which is no work of ours
+            fsync_directory(path.parent)
         return
     make_directory(path.parent)
     try:
@@ -163,17 +205,20 @@ def remove_file(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all in it. Durable after it: the name `path` is gone.
+    """Remove a directory and all in it, or a file. Durable after it: the name `path` is gone.
+
+    Of a link only the link is removed.
 
     The rename to a `.trash` name comes first, so that nobody sees half a checkpoint under its own
     name. After a crash a `.trash` directory may be left; call this on it.
     """
     trash = path if path.name.endswith(TRASH_SUFFIX) else path.with_name(path.name + TRASH_SUFFIX)
+    if os.path.lexists(trash):
+        fsync_directory(trash.parent)  # or else, half emptied, it may come back under its proper name
+        _remove(trash)
     if trash != path:
-        if trash.exists():
-            _remove_recursively(trash)
         replace_durably(path, trash)
-    _remove_recursively(trash)
+        _remove(trash)
 
 
 def num_free_bytes(path: Path) -> int:
@@ -182,10 +227,10 @@ def num_free_bytes(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _remove_recursively(directory: Path) -> None:
-    for child in sorted(directory.iterdir()):
-        if child.is_dir() and not child.is_symlink():
-            _remove_recursively(child)
-        else:
-            os.unlink(child)
-    os.rmdir(directory)
+def _remove(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        os.unlink(path)
+        return
+    for child in sorted(path.iterdir()):
+        _remove(child)
+    os.rmdir(path)

@@ -14,6 +14,7 @@ from yaoki import fs
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.layout import Kind
 from yaoki.checkpoint.manifest import Scope
+from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.snapshot import PartState, Snapshot
@@ -121,10 +122,12 @@ def test_a_corrupt_one_of_the_same_step_is_moved_aside_too(store: CheckpointStor
 
 def test_prune_keeps_what_the_policy_keeps(store: CheckpointStore) -> None:
     save(store, 1, 2, 3, 4, 5, 6)
-    gone = store.prune(Policy(keep_last=1, keep_every=4, keep_best=1), metrics={1: 0.5, 2: 0.7}, pinned=[3])
+    Pins(store.directory).set("mine", 3)
+    gone = store.prune(Policy(keep_last=1, keep_every=4, keep_best=1), metrics={1: 0.5, 2: 0.7})
     assert [path.name for path in gone] == ["step-00000001", "step-00000005"]
-    assert names(store) == [f"step-0000000{step}" for step in (2, 3, 4, 6)]
-    assert store.prune(Policy(keep_last=1, keep_every=4), pinned=[2, 3]) == []
+    assert names(store) == ["pins.json", *(f"step-0000000{step}" for step in (2, 3, 4, 6))]
+    Pins(store.directory).set("another", 2)
+    assert store.prune(Policy(keep_last=1, keep_every=4)) == []
 
 
 def test_prune_in_a_new_process_does_not_count_corrupt_ones(store: CheckpointStore) -> None:
@@ -194,7 +197,7 @@ def test_state_that_json_cannot_carry_is_refused_by_name(store: CheckpointStore,
     assert names(store) == ["step-00000001"]
 
 
-def test_what_does_not_read_back_is_never_committed(
+def test_what_does_not_read_back_is_told_and_never_chosen(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that changes a byte between the write and the read-back."""
@@ -203,12 +206,17 @@ def test_what_does_not_read_back_is_never_committed(
 
     def write_on_a_bad_disk(path: Path, data: bytes) -> None:
         write(path, data)
-        damage(path.parent)
+        if path.name == "manifest.json":
+            damage(path.parent)
 
-    monkeypatch.setattr(fs, "write_file_durably", write_on_a_bad_disk)
-    with pytest.raises(YaokiError, match=r"does not read back: .*state\.json"):
-        save(store, 2)
-    assert names(store) == ["step-00000001"]
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, "write_file_durably", write_on_a_bad_disk)
+        with pytest.raises(YaokiError, match=r"does not read back .*state\.json"):
+            save(store, 2)
+    assert chosen_step(store) == 1
+    assert store.prune(Policy(keep_last=1)) == [], "nothing older goes for the sake of a bad one"
+    save(store, 2)
+    assert chosen_step(store) == 2
 
 
 def test_a_checkpoint_of_several_ranks_is_refused_not_misread(store: CheckpointStore) -> None:

@@ -35,7 +35,8 @@ def test_status_for_people(yaoki: Yaoki, trained: Trained) -> None:
         "held-out accuracy",
         "1  finished",
         "step-00000002  ",
-        "resume       from step-00000002, grade exact",
+        "resume       nothing to do: the run is finished; ",
+        "with more train.steps from step-00000002, grade exact",
     ):
         assert part in done.out
     assert "in use by" not in done.out
@@ -48,9 +49,13 @@ def test_status_for_scripts(yaoki: Yaoki, trained: Trained) -> None:
     assert [checkpoint["step"] for checkpoint in found["checkpoints"]] == [2, 1]
     assert found["resume"] == {
         "possible": True,
+        "finished": True,
         "grade": "exact",
         "step": 2,
         "checkpoint": "step-00000002",
+        "read_all": False,
+        "num_replayed_steps": 0,
+        "num_reused_rollouts": 0,
         "refused": [],
         "reasons": [],
     }
@@ -64,9 +69,24 @@ def test_status_says_what_a_resume_would_pass_over(yaoki: Yaoki, copied: Path) -
     assert "not used: step-00000002: state.json" in yaoki("status", copied).out
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["status", "RUN"], ["train", "--help"]])
-def test_what_answers_at_once_imports_no_torch(words: list[str], trained: Trained) -> None:
-    words = [str(trained.run) if word == "RUN" else word for word in words]
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["status", "RUN"],
+        ["train", "--help"],
+        ["checkpoints", "list", "RUN"],
+        ["checkpoints", "verify", "RUN"],
+        ["checkpoints", "prune", "RUN", "--dry-run"],
+        ["fork", "RUN", "--at", "1", "--to", "NEW"],
+        ["rollouts", "RUN", "--step", "2"],
+    ],
+    ids=" ".join,
+)
+def test_what_answers_at_once_imports_no_torch(words: list[str], trained: Trained, tmp_path: Path) -> None:
+    places = {"RUN": str(trained.run), "NEW": str(tmp_path / "new")}
+    words = [places.get(word, word) for word in words]
     code = "\n".join(
         [
             f"import sys; sys.argv = ['yaoki', *{words!r}]",
@@ -90,6 +110,9 @@ def test_what_answers_at_once_imports_no_torch(words: list[str], trained: Traine
         "--version": f"yaoki {__version__}",
         "status": "attempts",
         "train": "--run",
+        "checkpoints": "step-00000002",
+        "fork": "goes on from step 1",
+        "rollouts": "step 2, prompt 0, sample 0",
     }
     assert expected[words[0]] in done.stdout
 

@@ -82,7 +82,7 @@ def test_a_changed_config_is_refused_with_both_values(yaoki: Yaoki, copied: Path
         name = override.split("=")[0]
         done = yaoki("train", "--run", copied, "train.steps=3", override)
         assert_refused(done, 3, f"{name}: the run has {before}, now asked for {after}", f"put {name} back")
-        assert "yaoki export" in done.err
+        assert "yaoki fork" in done.err
     done = yaoki("train", RECIPE, "--run", copied)
     assert_refused(done, 3, "train.num_prompts: the run has 4, now asked for 32", "engine.stop")
 

@@ -94,6 +94,14 @@ OURS = {
     "checkpoint.keep_last": 2,
     "checkpoint.keep_every": 0,
     "checkpoint.keep_best": 0,
+    "checkpoint.on_overrun": "wait",
+    "checkpoint.copy_memory_gb": 8.0,
+    "run.on_nonfinite": "stop",
+    "run.min_free_gb": 1.0,
+    "journal.enabled": True,
+    "journal.flush_seconds": 5.0,
+    "journal.flush_rollouts": 64,
+    "journal.keep": "needed",
     "resume.on_divergence": "stop",
 }
 """What ORZ has no counterpart for, or leaves to its launcher."""

@@ -26,8 +26,12 @@ def boxed(answer: str) -> str:
     return f"<answer>\\boxed{{{answer}}}</answer>"
 
 
+def no_poll() -> None:
+    """Nobody asks to stop."""
+
+
 def verify(pool: VerifierPool, *texts: str) -> list[Verdict]:
-    return pool.verify([(TASK, text) for text in texts])
+    return pool.verify([(TASK, text) for text in texts], no_poll)
 
 
 def worker_pids(pool: VerifierPool) -> set[str]:
@@ -54,9 +58,9 @@ def test_verdicts_come_in_the_order_of_the_jobs():
     tasks = [make_task(f"{number}=", str(number), "file") for number in range(300)]
     jobs = [(task, boxed(task.answer) if int(task.answer) % 3 else boxed("-1")) for task in tasks]
     with VerifierPool("math", 2, LONG_S) as pool:
-        verdicts = pool.verify(jobs)
-        assert verdicts == pool.verify(jobs)
-        assert pool.verify([]) == []
+        verdicts = pool.verify(jobs, no_poll)
+        assert verdicts == pool.verify(jobs, no_poll)
+        assert pool.verify([], no_poll) == []
     assert [verdict.reward for verdict in verdicts] == [float(n % 3 > 0) for n in range(300)]
     assert [verdict.extracted for verdict in verdicts[:3]] == ["-1", "1", "2"]
 
@@ -64,7 +68,7 @@ def test_verdicts_come_in_the_order_of_the_jobs():
 def test_tasks_and_texts_travel_unharmed():
     strange = "a\0b\n\r\u2028\ud800\U0001f600\\\"'{}"
     with VerifierPool(SCRIPTED, 1, LONG_S) as pool:
-        (verdict,) = pool.verify([(Task("u", strange, "\x7f", "s"), "echo")])
+        (verdict,) = pool.verify([(Task("u", strange, "\x7f", "s"), "echo")], no_poll)
     # Half a surrogate pair cannot be written to a file: only what is returned for eyes loses it.
     assert verdict.extracted == strange.replace("\ud800", "?") + "|\x7f"
 
@@ -219,9 +223,9 @@ import os, signal, sys
 from yaoki.data.tasks import make_task
 from yaoki.data.verifier_pool import VerifierPool
 with VerifierPool("user_verifiers:Scripted", 1, 120.0) as pool:
-    print(pool.verify([(make_task("p", "1", "s"), "pid")])[0].extracted, flush=True)
+    print(pool.verify([(make_task("p", "1", "s"), "pid")], lambda: None)[0].extracted, flush=True)
     signal.setitimer(signal.ITIMER_REAL, 0.3)  # kills this process, as kill -9 would
-    pool.verify([(make_task("p", "1", "s"), "sleep")])
+    pool.verify([(make_task("p", "1", "s"), "sleep")], lambda: None)
 """
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from yaoki.learner.learner import Learner
 from yaoki.ppo.batch import Experience
 
-from .parts import rollouts
+from .parts import never, rollouts
 
 KL_LOSS = ("kl.coef=0.3", "kl.use=loss")
 KL_REWARD = ("kl.coef=0.3", "kl.use=reward", "kl.estimator=k1")
@@ -17,7 +17,7 @@ SMALL = "train.micro_batch_tokens=20"
 
 
 def scored(made: Learner, kl_coef: float = 0.0) -> Experience:
-    return made.with_advantages(made.score(rollouts()), kl_coef)
+    return made.with_advantages(made.score(rollouts(), never), kl_coef)
 
 
 def off_policy(experience: Experience) -> Experience:

@@ -94,19 +94,19 @@ def rollouts(num_prompts: int = 4, group_size: int = 4) -> list[Rollout]:
 def gradients(network: TrainedNetwork) -> Iterator[list[dict[str, Tensor]]]:
     """The gradients of each optimizer step, as they are before clipping."""
     seen: list[dict[str, Tensor]] = []
-    original = network.step
+    original = network.clip_gradients
 
-    def step() -> float:
+    def clip_gradients() -> float:
         seen.append(
             {name: p.grad.clone() for name, p in network.model.named_parameters() if p.grad is not None}
         )
         return original()
 
-    network.step = step  # type: ignore[method-assign]
+    network.clip_gradients = clip_gradients  # type: ignore[method-assign]
     try:
         yield seen
     finally:
-        del network.step  # type: ignore[method-assign]
+        del network.clip_gradients  # type: ignore[method-assign]
 
 
 def bits(network: TrainedNetwork) -> dict[str, Tensor]:
@@ -131,3 +131,7 @@ def double_logprobs(model: PreTrainedModel, token_ids: Tensor) -> tuple[Tensor, 
     first = torch.zeros_like(chosen[:, :1])
     shifted = torch.cat([torch.zeros_like(logits[:, :1]), logits[:, :-1]], dim=1)
     return torch.cat([first, chosen], dim=1), shifted
+
+
+def never() -> None:
+    """Nobody asks to stop."""

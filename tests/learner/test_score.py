@@ -18,6 +18,7 @@ from .parts import (
     double_logprobs,
     gradients,
     learner,
+    never,
     rollout,
     rollouts,
     same_bits,
@@ -27,7 +28,7 @@ from .parts import (
 class TestScore:
     def test_against_the_definition(self) -> None:
         made = learner(config(*KL_LOSS))
-        experience = made.score(rollouts())
+        experience = made.score(rollouts(), never)
         mask = experience.loss_mask
         for column, model in (
             (experience.old_logprobs, causal_lm(1)),
@@ -45,7 +46,7 @@ class TestScore:
         )
 
     def test_temperature(self) -> None:
-        experience = learner(config("engine.temperature=0.5")).score(rollouts())
+        experience = learner(config("engine.temperature=0.5")).score(rollouts(), never)
         model = causal_lm(1).double().eval()
         logits = 2.0 * model(input_ids=experience.token_ids).logits
         expected = logits.log_softmax(-1)[:, :-1].gather(-1, experience.token_ids[:, 1:, None]).squeeze(-1)
@@ -56,8 +57,8 @@ class TestScore:
 
     @pytest.mark.parametrize("budget", [1, 20, 45])
     def test_however_it_is_cut(self, budget: int) -> None:
-        whole = learner(config(*KL_LOSS)).score(rollouts())
-        cut = learner(config(*KL_LOSS, f"train.micro_batch_tokens={budget}")).score(rollouts())
+        whole = learner(config(*KL_LOSS)).score(rollouts(), never)
+        cut = learner(config(*KL_LOSS, f"train.micro_batch_tokens={budget}")).score(rollouts(), never)
         for name in ("old_logprobs", "ref_logprobs", "values"):
             found, expected = chosen(getattr(cut, name), cut), chosen(getattr(whole, name), whole)
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -66,7 +67,7 @@ class TestScore:
         made = learner(config(), dropout=0.5)
         made.policy.model.train()
         before = torch.get_rng_state()
-        one, other = made.score(rollouts()), made.score(rollouts())
+        one, other = made.score(rollouts(), never), made.score(rollouts(), never)
         assert one.old_logprobs is not None
         assert other.old_logprobs is not None
         assert torch.equal(one.old_logprobs, other.old_logprobs)
@@ -74,7 +75,7 @@ class TestScore:
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_without_reference_and_critic(self) -> None:
-        experience = learner(config(*GRPO)).score(rollouts())
+        experience = learner(config(*GRPO)).score(rollouts(), never)
         assert experience.values is None
         assert experience.ref_logprobs is None
 
@@ -96,7 +97,7 @@ class TestScore:
             replace(rollout((place, 0), prompt, completion.token_ids, 0.0), completion=completion)
             for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
-        experience = made.score(sampled)
+        experience = made.score(sampled, never)
         gap = chosen(experience.old_logprobs, experience) - chosen(experience.rollout_logprobs, experience)
         assert gap.abs().max() <= 1e-4
         assert experience.num_loss_tokens == sum(len(c.token_ids) for c in completions)
@@ -141,8 +142,8 @@ class TestAdvantages:
         )
         before = [learner(config(*KL_REWARD)) for _ in range(2)]
         with gradients(before[0].policy) as one, gradients(before[1].policy) as other:
-            before[0].update(penalised, 0, 0.3)
-            before[1].update(penalised, 0, 0.0)
+            before[0].update(penalised, 0, 0.3, never)
+            before[1].update(penalised, 0, 0.0, never)
         assert same_bits(one[0], other[0])
 
     def test_kl_as_a_loss_is_not_in_the_advantages(self) -> None:
@@ -167,10 +168,10 @@ class TestAdvantages:
 
     def test_kl_to_ref(self) -> None:
         made = learner(config("kl.measure=true"), reference_seed=1)
-        assert made.kl_to_ref(made.score(rollouts())).abs().max() < 1e-6
-        assert learner(config()).kl_to_ref(learner(config()).score(rollouts())) is None
+        assert made.kl_to_ref(made.score(rollouts(), never)).abs().max() < 1e-6
+        assert learner(config()).kl_to_ref(learner(config()).score(rollouts(), never)) is None
         other = learner(config("kl.measure=true", "kl.estimator=k3"))
-        found = other.kl_to_ref(other.score(rollouts()))
+        found = other.kl_to_ref(other.score(rollouts(), never))
         assert found is not None
         assert found.min() >= 0
         assert found.max() > 0.01

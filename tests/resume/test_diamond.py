@@ -77,7 +77,7 @@ def test_killed_before_the_first_checkpoint(runs: Path) -> None:
     assert checkpoint_steps(runs / "killed") == []
     log = run_to_end(runs / "killed", config)
 
-    assert "step 1 came out as in attempt 1, bit for bit" in log
+    assert "step 1: 16 rollouts from the journal, came out as in attempt 1, bit for bit" in log
     assert_same_run(runs / "killed", runs / "unbroken", STEPS)
 
 

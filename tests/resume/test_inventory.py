@@ -115,13 +115,12 @@ def undeclared_differences(directory: Path) -> list[str]:
     seen: list[dict[str, Any]] = []
     run_trainer = Trainer.run
 
-    def record_after(self: Trainer) -> float | None:
-        result = run_trainer(self)
+    def record_after(self: Trainer, *, measure_at_end: bool) -> float | None:
+        result = run_trainer(self, measure_at_end=measure_at_end)
         seen.append(dict(leaves(self)))
         return result
 
-    def record_restored(self: Trainer) -> float | None:
-        self.engine.load_weights(self.state.learner.weights(), self.state.progress.policy_version)
+    def record_restored(self: Trainer, *, measure_at_end: bool) -> float | None:
         seen.append(dict(leaves(self)))
         return None
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from yaoki.errors import StopRequested
-from yaoki.rollout.collect import collect
+from yaoki.rollout.collect import NoLog, collect
 from yaoki.rollout.engine import Poll, Request
 from yaoki.rollout.scripted_engine import ScriptedEngine
 from yaoki.seeding import Purpose, seed
@@ -23,7 +23,7 @@ class RecordingVerifier:
     def __init__(self) -> None:
         self.calls: list[list[tuple[str, str]]] = []
 
-    def verify(self, jobs: Sequence[tuple[Task, str]]) -> list[Verdict]:
+    def verify(self, jobs: Sequence[tuple[Task, str]], poll: Poll) -> list[Verdict]:
         self.calls.append([(task.uid, text) for task, text in jobs])
         return [Verdict(1.0, VerdictReason.CORRECT, text) for _, text in jobs]
 
@@ -68,6 +68,7 @@ def gather(
         batch_size=batch_size,
         poll=poll,
         on_progress=lambda done, total: None if progress is None else progress.append((done, total)),
+        log=NoLog(),
     )
 
 
@@ -138,6 +139,7 @@ def test_other_steps_samples_and_purposes_have_other_seeds() -> None:
             batch_size=9,
             poll=lambda: None,
             on_progress=lambda done, total: None,
+            log=NoLog(),
         )
         return [request.seed for request in engine.batches[0]]
 

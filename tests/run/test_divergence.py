@@ -27,7 +27,7 @@ def tampered(unfinished: Path) -> Path:
 def test_the_same_bits_are_noted(unfinished: Path, finished: Path) -> None:
     shown = shown_by(unfinished, config_of())
 
-    assert "step 3 came out as in attempt 1, bit for bit" in shown
+    assert "step 3: 16 rollouts from the journal, came out as in attempt 1, bit for bit" in shown
     assert_same_run(unfinished, finished, STEPS)
 
 
@@ -65,7 +65,7 @@ def test_a_step_of_another_environment_is_no_witness(tampered: Path, finished: P
 
     shown = shown_by(tampered, config_of())
 
-    assert "step 3 came out" not in shown
+    assert "came out as" not in shown
     assert_same_run(tampered, finished, STEPS)
 
 

@@ -28,6 +28,7 @@ PER_STEP = {
     "logprob_gap_mean",
     "logprob_gap_max",
     "kl_to_ref",
+    "skipped_steps",
     "kl_coef",
     "policy_version",
     "epoch",
@@ -37,7 +38,8 @@ OF_THE_POLICY = {
 }
 OF_THE_CRITIC = {"critic_loss", "critic_grad_norm", "critic_lr", "explained_variance", "value"}
 TIMES = {
-    *(f"{name}_s" for name in ("evaluate", "generate", "score", "update", "sync", "fingerprint")),
+    *(f"{name}_s" for name in ("evaluate", "generate", "journal", "score", "update", "sync", "fingerprint")),
+    "num_reused_rollouts",
     *("step_s", "checkpoint_s", "train_s", "tokens_per_s", "rollout_tokens_per_s"),
 }
 

@@ -4,15 +4,21 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.resume.harness import assert_same_run, checkpoint_steps, finish, start
-from yaoki.errors import StopRequested
+from tests.resume.harness import assert_same_run, checkpoint_steps, finish, run, run_to_end, start
+from yaoki.data.verifier_pool import VerifierPool
+from yaoki.errors import RefusedError, StopRequested
+from yaoki.journal.metrics import read_metrics
+from yaoki.learner.learner import Learner
 from yaoki.run.directory import RunDirectory
 from yaoki.run.status import run_status
 from yaoki.run.stop import StopSignal
+from yaoki.run.trainer import Trainer
 
 from .attempts import STEPS, config_of, train_and_signal, train_here
 
@@ -34,6 +40,51 @@ def test_a_stop_while_generating_changes_nothing(
     assert status["resume"]["step"] == step - 1
 
     train_here(path, config_of())
+    assert_same_run(path, finished, STEPS)
+
+
+def signal_at_call(owner: type, method: str, number: int) -> Callable[[], None]:
+    """SIGTERM to the own process at the beginning of a call."""
+
+    def patch() -> None:
+        original, num_calls = getattr(owner, method), 0
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal num_calls
+            num_calls += 1
+            if num_calls == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(*arguments, **named)
+
+        setattr(owner, method, call)
+
+    return patch
+
+
+PHASES = {
+    "evaluate": (signal_at_call(Trainer, "_evaluate", 2), 2, []),
+    "verify": (signal_at_call(VerifierPool, "verify", 6), 1, [6]),
+    "score": (signal_at_call(Learner, "score", 2), 1, [16]),
+    "update the critic": (signal_at_call(Learner, "_critic_step", 5), None, [16, 16]),
+    "update the policy": (signal_at_call(Learner, "_policy_step", 2), None, [16, 16]),
+}
+"""When the signal comes; the step that is saved then (during an update none is); and the rollouts that the
+next attempt finds in the journal, by step from there on."""
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_stop_in_any_phase_loses_nothing(phase: str, tmp_path: Path, finished: Path) -> None:
+    path, (patch, saved, reused) = tmp_path / "run", PHASES[phase]
+    ended = run(path, config_of("checkpoint.every_steps=0"), patch)
+    assert ended.exit_code == 75, ended.log
+    assert "stopped: SIGTERM received" in ended.log
+    assert checkpoint_steps(path) == ([] if saved is None else [saved])
+
+    run_to_end(path, config_of("checkpoint.every_steps=0"))
+
+    rows = read_metrics(path / "metrics.jsonl")[saved or 0 :]
+    found = [row["timing"]["num_reused_rollouts"] for row in rows]
+    assert found == reused + [0] * (len(found) - len(reused))
     assert_same_run(path, finished, STEPS)
 
 
@@ -105,3 +156,31 @@ def test_there_is_no_budget_unless_asked_for() -> None:
     assert StopSignal(0).reason is None
     assert StopSignal(1e6).reason is None
     assert "1e-09" in str(StopSignal(1e-9).reason)
+
+
+def test_the_budget_leaves_time_to_save() -> None:
+    """By the longest save so far, but never more than half of it."""
+    stop = StopSignal(1e6)
+    stop.saved(999_999)
+    assert stop.reason is None
+    stop = StopSignal(100)
+    stop.saved(20)
+    stop.saved(30)
+    assert stop.reason is None
+    stop._started_s -= 71
+    assert stop.reason == "of the time budget of 100 s only 30 s to leave are left"
+
+
+def test_a_full_disk_stops_the_run(tmp_path: Path, finished: Path) -> None:
+    """Before it begins: refused. Once it goes on: the boundary is saved."""
+    path = tmp_path / "run"
+    with pytest.raises(RefusedError, match=r"are free .*, run\.min_free_gb is 1e\+09"):
+        train_here(path, config_of("run.min_free_gb=1e9"))
+    answers = iter([None, None])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yaoki.run.attempt.space_shortage", lambda *_: next(answers, "nothing is free"))
+        with pytest.raises(StopRequested, match="nothing is free"):
+            train_here(path, config_of())
+    assert checkpoint_steps(path) == [2]
+    train_here(path, config_of())
+    assert_same_run(path, finished, STEPS)

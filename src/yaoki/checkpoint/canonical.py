@@ -6,6 +6,7 @@ missing or extra key, no 1 for true, no "1" for 1. It knows nothing of checkpoin
 """
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -76,13 +77,20 @@ def decode(cls: type[T], value: JSON, where: str) -> T:
     """
     if not isinstance(value, dict):
         raise FormatError(f"{where} is {_shown(value)}, expected an object")
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    hints = _type_hints(typing.cast(Any, cls))
+    names = list(hints)
     if unknown := sorted(value.keys() - set(names)):
         raise FormatError(f"{where} has an unknown key {_shown(unknown[0])}")
     if missing := [name for name in names if name not in value]:
         raise FormatError(f"{where} has no {missing[0]!r}")
-    hints = typing.get_type_hints(cls)
     return cls(**{name: _decode_value(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+@functools.cache
+def _type_hints(cls: type[object]) -> dict[str, Any]:
+    """Of each field; a manifest has thousands of objects of a few classes."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
 
 def _decode_value(hint: Any, value: JSON, where: str) -> object:

@@ -5,15 +5,17 @@ checkpoint that is passed over is passed over with a reason. It knows nothing of
 At most one process changes a directory at a time; the run's lock sees to that.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from yaoki import fs
+from yaoki.checkpoint.head import read_head
 from yaoki.checkpoint.layout import Candidate, Kind, parse_directory
 from yaoki.checkpoint.manifest import Manifest
-from yaoki.checkpoint.retention import Entry, Policy, select_doomed
-from yaoki.checkpoint.verify import verify
+from yaoki.checkpoint.pins import Pins
+from yaoki.checkpoint.retention import Decision, Entry, Policy, Standing, decide
+from yaoki.checkpoint.verify import check_sizes, verify
 from yaoki.errors import CorruptCheckpointError, YaokiError
 
 
@@ -70,33 +72,38 @@ class Catalog:
         found = [candidate for path in paths if (candidate := parse_directory(path)) is not None]
         return sorted(found, key=_preference)
 
-    def newest_valid(self) -> Choice:
+    def newest_valid(self, *, read_all: bool = True) -> Choice:
         """Verify from the newest on and stop at the first that is whole.
+
+        Args:
+            read_all: False believes the files when manifest and sizes are right: for a quick look, not to
+                resume from.
 
         Raises:
             YaokiError: the directory exists but cannot be listed.
         """
+        check: Callable[[Path], Manifest] = self._verify if read_all else check_sizes
         refusals = []
         for candidate in self.candidates():
             if candidate.kind is Kind.UNFINISHED:
                 refusals.append(Refusal(candidate.path, candidate.explanation))
                 continue
             try:
-                manifest = self._verify(candidate.path)
+                manifest = check(candidate.path)
             except CorruptCheckpointError as error:
                 refusals.append(Refusal(candidate.path, _without_path(error.message, candidate.path)))
             else:
                 return Choice(ValidCheckpoint(candidate.path, manifest), tuple(refusals))
         return Choice(None, tuple(refusals))
 
-    def choose_or_raise(self) -> Choice:
+    def choose_or_raise(self, *, read_all: bool = True) -> Choice:
         """The checkpoint to resume from; none in it means that none was ever committed: start fresh.
 
         Raises:
             CorruptCheckpointError: some were committed, but none is whole; lists every reason.
             YaokiError: the directory exists but cannot be listed.
         """
-        choice = self.newest_valid()
+        choice = self.newest_valid(read_all=read_all)
         committed = [candidate for candidate in self.candidates() if candidate.kind is not Kind.UNFINISHED]
         if choice.checkpoint is None and committed:
             reasons = "\n".join(f"  {refusal}" for refusal in choice.refusals)
@@ -107,51 +114,80 @@ class Catalog:
             )
         return choice
 
-    def prune(
-        self, policy: Policy, *, metrics: Mapping[int, float] | None = None, pinned: Collection[int] = ()
-    ) -> list[Path]:
-        """Remove what `policy` lets go, oldest first; see `retention.select_doomed` for what it never does.
+    def decide(
+        self, policy: Policy, metrics: Mapping[int, float] | None = None
+    ) -> list[tuple[Path, Decision]]:
+        """What `prune` would do with each committed or replaced checkpoint, newest first.
 
-        Checkpoints that this object has not verified yet are read in full first: one that is corrupt
-        must not count as kept. Unfinished directories are left alone.
+        Reads in full only the newest ones, until `policy.keep_last` are found whole, and of those only what
+        this object has not verified yet. Older ones are judged by their names.
 
         Args:
-            policy: what to keep.
             metrics: by step, higher is better; for `keep_best`.
-            pinned: steps that stay in any case.
+
+        Raises:
+            CorruptCheckpointError: the pins cannot be read.
+            YaokiError: the directory exists but cannot be listed.
+        """
+        standings = self._standings(policy.keep_last)
+        pins = Pins(self.directory).by_step()  # after the reading, which may take long
+        entries = [
+            Entry(
+                step=candidate.step,
+                standing=standing,
+                metric=(metrics or {}).get(candidate.step),
+                pins=pins.get(candidate.step, ()),
+                created_unix_s=None if policy.keep_since_unix_s is None else _created_unix_s(candidate.path),
+            )
+            for candidate, standing in standings
+        ]
+        decisions = decide(entries, policy)
+        return [
+            (candidate.path, decision) for (candidate, _), decision in zip(standings, decisions, strict=True)
+        ]
+
+    def prune(self, policy: Policy, *, metrics: Mapping[int, float] | None = None) -> list[Path]:
+        """Remove what `policy` and the pins let go, oldest first; see `retention.decide` for what never goes.
+
+        Unfinished directories are left alone. A pin that is set meanwhile is respected.
 
         Returns:
             The directories that are gone.
 
         Raises:
+            CorruptCheckpointError: the pins cannot be read; nothing more is removed.
             YaokiError: a directory cannot be listed or removed.
         """
-        entries = self._entries(metrics or {}, pinned)
-        doomed = select_doomed([entry for entry, _ in entries], policy)
+        pins = Pins(self.directory)
         removed = []
-        for entry, path in reversed(entries):
-            if entry in doomed:
-                try:
-                    fs.remove_tree(path)
-                except OSError as error:
-                    raise YaokiError(f"cannot remove {path}: {error.filename}: {error.strerror}") from error
-                self._verified.discard(path)
-                removed.append(path)
+        for path, decision in reversed(self.decide(policy, metrics)):
+            if decision.stays or decision.entry.step in pins.by_step():
+                continue
+            try:
+                fs.remove_tree(path)
+            except OSError as error:
+                raise YaokiError(f"cannot remove {path}: {error.filename}: {error.strerror}") from error
+            self._verified.discard(path)
+            removed.append(path)
         return removed
 
-    def _entries(self, metrics: Mapping[int, float], pinned: Collection[int]) -> list[tuple[Entry, Path]]:
-        """Every committed or replaced checkpoint; at most one of a step counts as verified."""
-        entries = []
-        verified_steps: set[int] = set()
+    def _standings(self, num_needed: int) -> list[tuple[Candidate, Standing]]:
+        """Every committed or replaced checkpoint, newest first; the first usable one stands for its step."""
+        found: list[tuple[Candidate, Standing]] = []
+        represented: set[int] = set()
         for candidate in self.candidates():
             if candidate.kind is Kind.UNFINISHED:
                 continue
-            step = candidate.step
-            verified = step not in verified_steps and self._is_valid(candidate.path)
-            if verified:
-                verified_steps.add(step)
-            entries.append((Entry(step, verified, metrics.get(step), step in pinned), candidate.path))
-        return entries
+            standing = Standing.UNREAD
+            if candidate.step in represented:
+                standing = Standing.SPARE
+            elif candidate.path in self._verified or num_needed > 0:
+                standing = Standing.VERIFIED if self._is_valid(candidate.path) else Standing.SPARE
+            if standing is not Standing.SPARE:
+                represented.add(candidate.step)
+            num_needed -= standing is Standing.VERIFIED
+            found.append((candidate, standing))
+        return found
 
     def _is_valid(self, path: Path) -> bool:
         if path in self._verified:
@@ -176,3 +212,10 @@ def _preference(candidate: Candidate) -> tuple[int, int, int]:
 
 def _without_path(message: str, path: Path) -> str:
     return message.removeprefix(f"{path}/").removeprefix(f"{path}: ")
+
+
+def _created_unix_s(path: Path) -> float | None:
+    try:
+        return read_head(path).created_unix_s
+    except CorruptCheckpointError:
+        return None

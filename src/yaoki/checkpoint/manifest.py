@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import xxhash
 
@@ -112,7 +113,7 @@ class Manifest:
             FormatError: a field has a value that the format does not allow.
         """
         _check(self)
-        content = dataclasses.asdict(self)
+        content = _content(self)
         return encode(content | {"digest": _digest(content)})
 
 
@@ -139,6 +140,15 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
     except FormatError as error:
         raise CorruptCheckpointError(f"{path}: {error}") from error
     return manifest
+
+
+def _content(value: Any) -> Any:
+    """Dataclasses as dicts; what `dataclasses.asdict` gives, without its copies of everything below."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _content(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        return [_content(item) for item in value]
+    return value
 
 
 def _digest(content: Mapping[str, object]) -> str:

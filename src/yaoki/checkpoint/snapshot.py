@@ -51,6 +51,8 @@ class PartState:
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     json: JSON = None
     """None: the part has tensors only."""
+    rarely_changes: bool = False
+    """Most saves find its tensors as the last one did: they are digested first, and linked to if so."""
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
@@ -60,27 +62,8 @@ class PartState:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Name of each tensor that is tied to an earlier one -> name of that one.
-
-        Tied means the same memory seen in the same way: storage, offset, dtype, shape and strides.
-        Views that merely overlap are not tied; each is stored in full.
-        """
-        first: dict[object, str] = {}
-        aliases = {}
-        for name, tensor in self.tensors.items():
-            if tensor.numel() == 0:
-                continue  # all empty tensors share the address 0
-            view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-            original = first.setdefault(view, name)
-            if original != name:
-                aliases[name] = original
-        return aliases
-
-    @property
-    def num_tensor_bytes(self) -> int:
-        """Bytes of all tensors, tied ones once."""
-        aliases = self.aliases
-        return sum(tensor.nbytes for name, tensor in self.tensors.items() if name not in aliases)
+        """Name of each tensor that is tied to an earlier one -> name of that one; see `tied`."""
+        return tied(self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +81,24 @@ class Snapshot:
             if not is_plain_name(name):
                 raise YaokiError(f"{name!r} cannot name a part: letters, digits, '.', '_' and '-' only")
         object.__setattr__(self, "parts", MappingProxyType(dict(self.parts)))
+
+
+def tied(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Name of each tensor that is tied to an earlier one -> name of that one.
+
+    Tied means the same memory seen in the same way: address, dtype, shape and strides. Views that merely
+    overlap are not tied; each is stored in full.
+    """
+    first: dict[object, str] = {}
+    aliases = {}
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            continue  # all empty tensors share the address 0
+        view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        original = first.setdefault(view, name)
+        if original != name:
+            aliases[name] = original
+    return aliases
 
 
 def _require_storable(name: str, tensor: torch.Tensor) -> None:

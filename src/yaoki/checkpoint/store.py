@@ -1,8 +1,8 @@
-"""Saving: from a snapshot to a checkpoint that is durable, read back and then committed.
+"""Saving: from a snapshot to a checkpoint that is durable, and then read back from the disk.
 
-The order is the whole point. Files are written to `step-N.tmp/` and made durable, the manifest last;
-all of it is read back; one rename then gives it its name. So whatever is called `step-N` was
-found whole before it got that name, and a crash at any instant leaves either nothing new or all of it.
+The order is the whole point. Files are written to `step-N.tmp/` and made durable, the manifest last; one
+rename then gives it its name, so a crash at any instant leaves either nothing new or all of it. After
+that all of it is read back; until then it does not count, and nothing older may go.
 
 If `step-N` exists already (found corrupt, or saved again after a resume), it is moved aside to
 `step-N.replaced-K` just before that rename and removed only by `prune`. A crash between the two
@@ -14,13 +14,15 @@ It knows nothing of when to save and of what the parts mean.
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from yaoki import fs
+from yaoki.checkpoint.blocks import DiskWriter, new_blocks
 from yaoki.checkpoint.canonical import FormatError
-from yaoki.checkpoint.catalog import Catalog
+from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
 from yaoki.checkpoint.layout import (
     MANIFEST,
     Kind,
@@ -31,8 +33,9 @@ from yaoki.checkpoint.layout import (
 )
 from yaoki.checkpoint.manifest import FORMAT_VERSION, Manifest, PartEntry
 from yaoki.checkpoint.snapshot import Snapshot
-from yaoki.checkpoint.verify import verify_written
-from yaoki.checkpoint.writer import Receipt, write_snapshot, write_state
+from yaoki.checkpoint.source import TensorSource, pin
+from yaoki.checkpoint.verify import read_back
+from yaoki.checkpoint.writer import EarlierFiles, PartFile, Receipt, plan, write_parts, write_state
 from yaoki.errors import CorruptCheckpointError, YaokiError
 
 _RESERVE_BYTES = 16 << 20
@@ -59,13 +62,54 @@ class SavedCheckpoint:
     step: int
     size_bytes: int
     duration_s: float
+    """Until it was durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A checkpoint that survives a power cut, but was not read back yet."""
+
+    saved: SavedCheckpoint
+    manifest: Manifest
+    manifest_bytes: bytes
+
+
+def _never_stop() -> None:
+    """Somebody waits for the checkpoint."""
 
 
 class CheckpointStore(Catalog):
-    """A run's `checkpoints/` directory, for the one process that may write to it."""
+    """A run's `checkpoints/` directory, for the one process that may write to it, one save at a time."""
+
+    def __init__(self, directory: Path, verified: ValidCheckpoint | None = None) -> None:
+        """`verified`: what this process has just read in full; unchanged parts are linked to its files."""
+        super().__init__(directory)
+        self._newest_verified = verified
 
     def save(self, snapshot: Snapshot, *, step: int, info: SaveInfo) -> SavedCheckpoint:
-        """Write, read back and commit; on return the checkpoint survives a power cut.
+        """Write, commit and read back; on return the checkpoint survives a power cut and was found whole.
+
+        Raises:
+            YaokiError: see `commit` and `read_back`.
+        """
+        committed = self.commit(snapshot, TensorSource(), step=step, info=info)
+        self.read_back(committed)
+        return committed.saved
+
+    def commit(
+        self,
+        snapshot: Snapshot,
+        source: TensorSource,
+        *,
+        step: int,
+        info: SaveInfo,
+        poll: Callable[[], None] = _never_stop,
+    ) -> Committed:
+        """Write and commit; on return the checkpoint survives a power cut.
+
+        Args:
+            source: through which the snapshot's tensors are read; closed when they have been, or in any case.
+            poll: called between blocks; what it raises ends the save.
 
         Raises:
             YaokiError: no space, an I/O error, or a value that cannot be saved; names the path. What
@@ -75,16 +119,21 @@ class CheckpointStore(Catalog):
         path = self.directory / directory_name(step)
         unfinished = self.directory / unfinished_name(step)
         try:
+            files = plan(snapshot, rank=0, world_size=1)
+            source.begin({file.name: file.pieces() for file in files})  # from here on it can be released
             fs.make_directory(self.directory)
             self._remove_leftovers()
-            self._require_space(snapshot)
+            earlier = self._earlier_files()
+            self._require_space(files, earlier)
             fs.make_directory(unfinished)
-            receipts = [
-                *write_snapshot(unfinished, snapshot, rank=0, world_size=1),
-                write_state(unfinished, snapshot),
-            ]
-            manifest = _manifest(snapshot, receipts, step, info)
-            self._commit(unfinished, path, manifest)
+            state = write_state(unfinished, snapshot)
+            with DiskWriter(self._blocks, poll) as disk:
+                receipts = write_parts(unfinished, files, source, disk, earlier)
+            manifest = _manifest(snapshot, [*receipts, state], step, info)
+            manifest_bytes = manifest.to_bytes()
+            fs.write_file_durably(unfinished / MANIFEST, manifest_bytes)
+            fs.fsync_directory(unfinished)
+            self._give_name(unfinished, path, step)
         except OSError as error:
             raise YaokiError(
                 f"cannot save {path}: {error.filename}: {error.strerror}",
@@ -93,26 +142,53 @@ class CheckpointStore(Catalog):
         except FormatError as error:
             raise YaokiError(f"cannot save {path}: {error}") from error
         finally:
+            source.close()
             if unfinished.exists():
                 with contextlib.suppress(OSError):
                     fs.remove_tree(unfinished)
-        return SavedCheckpoint(path, step, manifest.size_bytes, time.monotonic() - start_s)
+        saved = SavedCheckpoint(path, step, manifest.size_bytes, time.monotonic() - start_s)
+        return Committed(saved, manifest, manifest_bytes)
 
-    def _commit(self, unfinished: Path, path: Path, manifest: Manifest) -> None:
-        fs.write_file_durably(unfinished / MANIFEST, manifest.to_bytes())
-        fs.fsync_directory(unfinished)
+    def read_back(self, committed: Committed, poll: Callable[[], None] = _never_stop) -> None:
+        """Read what was just committed, from the disk; only then may `prune` count on it.
+
+        Raises:
+            YaokiError: it is not what was written. It keeps its name, and a resume will pass it over.
+        """
+        path = committed.saved.path
         try:
-            verify_written(unfinished, manifest)
+            read_back(path, committed.manifest_bytes, committed.manifest, self._blocks, poll)
         except CorruptCheckpointError as error:
+            # What was found whole earlier may lie on the same disk, or be the same file.
+            self._verified.clear()
+            self._newest_verified = None
             raise YaokiError(
-                f"cannot save {path}: what was written does not read back: {error.message}",
-                hint="the disk or the memory is failing; earlier checkpoints are untouched",
+                f"{path} does not read back as it was written: {error.message}",
+                hint="the disk or the memory is failing; a resume will take an earlier checkpoint",
             ) from error
-        self._verified.discard(path)
-        if os.path.lexists(path):
-            fs.replace_durably(path, self._free_replaced_path(manifest.step))
-        fs.replace_durably(unfinished, path)
         self._verified.add(path)
+        self._newest_verified = ValidCheckpoint(path, committed.manifest)
+
+    @cached_property
+    def _blocks(self) -> list[memoryview]:
+        """Kept from one save to the next: memory that is touched for the first time is slow."""
+        blocks = new_blocks()
+        pin(blocks)
+        return blocks
+
+    def _earlier_files(self) -> EarlierFiles | None:
+        newest = self._newest_verified
+        if newest is None:
+            return None
+        return EarlierFiles(newest.path, {file.name: file for file in newest.manifest.files})
+
+    def _give_name(self, unfinished: Path, path: Path, step: int) -> None:
+        self._verified.discard(path)
+        if self._newest_verified is not None and self._newest_verified.path == path:
+            self._newest_verified = None  # the name will stand for another one
+        if os.path.lexists(path):
+            fs.replace_durably(path, self._free_replaced_path(step))
+        fs.replace_durably(unfinished, path)
 
     def _free_replaced_path(self, step: int) -> Path:
         generations = [candidate.generation for candidate in self.candidates() if candidate.step == step]
@@ -127,8 +203,11 @@ class CheckpointStore(Catalog):
             if candidate.kind is Kind.UNFINISHED:
                 fs.remove_tree(candidate.path)
 
-    def _require_space(self, snapshot: Snapshot) -> None:
-        needed_bytes = sum(part.num_tensor_bytes for part in snapshot.parts.values()) + _RESERVE_BYTES
+    def _require_space(self, files: Sequence[PartFile], earlier: EarlierFiles | None) -> None:
+        """What is probably linked takes no space; if it is written after all, the disk may still say no."""
+        needed_bytes = _RESERVE_BYTES + sum(
+            file.size_bytes for file in files if earlier is None or earlier.find(file) is None
+        )
         free_bytes = fs.num_free_bytes(self.directory)
         if free_bytes < needed_bytes:
             raise YaokiError(

@@ -62,8 +62,8 @@ def require_resumable(stored: Config, asked: Config) -> list[Change]:
     lines = [f"  {change}  ({reasons[change.kind]})" for change in refused]
     raise RefusedError(
         "this run cannot go on with a changed config:\n" + "\n".join(lines),
-        hint=f"put {names} back to resume; or start anew from these weights: `yaoki export RUN --to DIR`, "
-        "then `yaoki train ... --run NEW policy.init_from=DIR/policy critic.init_from=DIR/critic`",
+        hint=f"put {names} back to resume; or go on with it in a run of its own: "
+        "`yaoki fork RUN --at STEP --to NEW section.field=value ...`",
     )
 
 

@@ -124,8 +124,10 @@ def _nearest(details: Sequence[ErrorDetails]) -> str | None:
     section, _, field = key.partition(".")
     elsewhere = [name for name in known if name.partition(".")[2] == (field or section)]
     inside = [name for name in known if name.partition(".")[0] == section]
+    longer = [name for name in inside if name.startswith(key)]
     choices = (
-        elsewhere
+        longer
+        or elsewhere
         or get_close_matches(key, inside, n=1, cutoff=0.6)
         or get_close_matches(key, known if field else sections, n=1, cutoff=0.5)
     )

@@ -38,7 +38,13 @@ class RunConfig(Section):
     deterministic: bool = Field(True, json_schema_extra=FREE)
     """Use deterministic algorithms only; needed for the grade exact."""
     max_seconds: float = Field(0.0, ge=0, json_schema_extra=FREE)
-    """Wall-time budget of one attempt, in seconds: then save, and leave with exit code 75. 0 means none."""
+    """Wall-time budget of one attempt, in seconds: before it is used up, the state is saved and the process
+    gone, with exit code 75. 0 means none."""
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", json_schema_extra=FREE)
+    """A loss or a gradient that is not finite: stop with an error and never save that step, or leave that
+    optimizer step out, count it and go on."""
+    min_free_gb: float = Field(1.0, ge=0, json_schema_extra=FREE)
+    """Stop, resumable, when the disk of the run directory has less free space than this, in 10^9 bytes."""
     show_samples_every: Count = Field(20, json_schema_extra=FREE)
     """Print sample completions every so many steps; 0 means never."""
 
@@ -257,6 +263,26 @@ class CheckpointConfig(Section):
     """Also keep every checkpoint whose step is a multiple of this; 0 means none."""
     keep_best: Count = Field(0, json_schema_extra=FREE)
     """Also keep so many of the best by held-out accuracy."""
+    on_overrun: Literal["wait", "copy"] = Field("wait", json_schema_extra=FREE)
+    """The next update is due while a checkpoint is still being written: wait for the writer, or copy what is
+    left to write into memory."""
+    copy_memory_gb: float = Field(8.0, gt=0, json_schema_extra=FREE)
+    """At most so much memory for such copies, in 10^9 bytes; for more than that, wait."""
+
+
+class JournalConfig(Section):
+    """The write-ahead log of rollouts: what was sampled is on disk before it is trained on."""
+
+    enabled: bool = Field(True, json_schema_extra=FREE)
+    """Write rollouts to disk as they are finished; without it a resume samples the steps after the
+    checkpoint again."""
+    flush_seconds: float = Field(5.0, ge=0, json_schema_extra=FREE)
+    """A finished micro-batch is written after so many seconds at the latest."""
+    flush_rollouts: Positive = Field(64, json_schema_extra=FREE)
+    """As many finished rollouts as this are written at once."""
+    keep: str = Field("needed", pattern="^(needed|all|every [1-9][0-9]*)$", json_schema_extra=FREE)
+    """`needed` keeps what a resume from a retained checkpoint may need; `all` keeps every step as a data set;
+    `every N` keeps those of steps that are a multiple of N."""
 
 
 class ResumeConfig(Section):
@@ -278,6 +304,7 @@ class Config(Section):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    journal: JournalConfig = Field(default_factory=JournalConfig)
     resume: ResumeConfig = Field(default_factory=ResumeConfig)
 
     @model_validator(mode="after")

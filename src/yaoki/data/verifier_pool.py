@@ -9,7 +9,7 @@ import logging
 import selectors
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +19,8 @@ from yaoki.types import Task, Verdict, VerdictReason
 
 START_LIMIT_S = 120.0
 MAX_FAILED_STARTS = 3
+_LONGEST_WAIT_S = 0.1
+"""Between two polls, so that a stop is not kept waiting by a slow answer."""
 
 _logger = logging.getLogger(__name__)
 
@@ -65,8 +67,8 @@ class VerifierPool:
         self._workers.clear()
         self._selector.close()
 
-    def verify(self, jobs: Sequence[tuple[Task, str]]) -> list[Verdict]:
-        """One verdict per job, in order.
+    def verify(self, jobs: Sequence[tuple[Task, str]], poll: Callable[[], None]) -> list[Verdict]:
+        """One verdict per job, in order; `poll` is called often and may raise, which ends the work.
 
         No task and no text makes this raise or hang: what runs into the time limit is TIMEOUT, what
         breaks the verifier is ERROR, both with reward 0. Only if workers cannot be started any more it
@@ -76,6 +78,7 @@ class VerifierPool:
         verdicts: dict[int, Verdict] = {}
         try:
             while len(verdicts) < len(jobs):
+                poll()
                 self._hand_out(jobs, waiting)
                 self._handle_events(verdicts)
         finally:
@@ -107,7 +110,7 @@ class VerifierPool:
         """
         now_s = time.monotonic()
         next_deadline_s = min(worker.deadline_s for worker in self._workers)
-        for key, _ in self._selector.select(max(0.0, next_deadline_s - now_s)):
+        for key, _ in self._selector.select(min(max(0.0, next_deadline_s - now_s), _LONGEST_WAIT_S)):
             worker: VerifierProcess = key.data
             if worker not in self._workers:
                 continue  # replaced by an earlier event of this round; its descriptors are used anew

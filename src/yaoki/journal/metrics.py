@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from yaoki import fs
 from yaoki.errors import CorruptCheckpointError, YaokiError
 
@@ -26,21 +28,21 @@ class LogPosition:
 
     num_rows: int
     num_bytes: int
+    xxh3_128: str
+    """Digest of these bytes."""
 
 
 class MetricsLog:
     """The writer's end; one process holds it at a time."""
 
     def __init__(self, path: Path, superseded_path: Path) -> None:
-        """`superseded_path` receives rows that are cut off, for eyes."""
+        """`superseded_path` receives rows that are cut off: what they say of their steps is not forgotten."""
         self._path = path
         self._superseded_path = superseded_path
-        self.superseded: dict[int, Row] = {}
-        """Rows cut off on resume, by step: what the steps to come did in an earlier attempt."""
         self._file = fs.open_at_end(path)
-        rows, num_bytes = _complete_rows(path)
-        self._file.cut(num_bytes)  # a line that a crash cut short must not swallow the next row
-        self._position = LogPosition(len(rows), num_bytes)
+        lines = _complete_lines(path)
+        self._set(lines)
+        self._file.cut(self._num_bytes)  # a line that a crash cut short must not swallow the next row
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row; visible to readers at once, durable after `sync`.
@@ -50,45 +52,63 @@ class MetricsLog:
         _require_finite(row)
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         self._file.write(line)
-        self._position = LogPosition(self._position.num_rows + 1, self._position.num_bytes + len(line))
+        self._digest.update(line)
+        self._num_rows += 1
+        self._num_bytes += len(line)
 
     def position(self) -> LogPosition:
         """Where the log stands; all rows up to here."""
-        return self._position
+        return LogPosition(self._num_rows, self._num_bytes, self._digest.hexdigest())
 
     def sync(self) -> None:
         """Make every row so far survive a power cut; done before a checkpoint refers to them."""
         self._file.sync()
 
-    def cut_back(self, position: LogPosition) -> None:
-        """Drop the rows after `position`, which an earlier attempt wrote; they become `superseded`.
+    def cut_back(self, position: LogPosition | None) -> None:
+        """Drop the rows after `position` (None: all), which an earlier attempt wrote; they are superseded.
 
-        Raises CorruptCheckpointError if the checkpoint's end is not the end of that many rows.
+        Raises CorruptCheckpointError if what is before it is not what the checkpoint was made with.
         """
-        rows, size_bytes = _complete_rows(self._path)
-        kept = self._path.read_bytes()[: position.num_bytes]
-        if len(kept) < position.num_bytes or kept.count(b"\n") != position.num_rows or kept[-1:] not in b"\n":
+        data = self._path.read_bytes()
+        num_bytes = 0 if position is None else position.num_bytes
+        kept, later = data[:num_bytes], data[num_bytes:].splitlines(keepends=True)
+        self._set(kept.splitlines(keepends=True))
+        if position is not None and self.position() != position:
             raise CorruptCheckpointError(
-                f"{self._path} has {len(rows)} rows in {size_bytes} bytes, the checkpoint was made with "
-                f"{position.num_rows} rows in {position.num_bytes} bytes",
-                hint="put the file back as it was; Yaoki never removes rows that a checkpoint counts",
+                f"{self._path} does not begin with the {position.num_rows} rows in {num_bytes:,} bytes that "
+                f"the checkpoint was made with: of its {len(data):,} bytes the first {len(kept):,} hold "
+                f"{self._num_rows} rows of digest {self.position().xxh3_128}, not {position.xxh3_128}",
+                hint="put the file back as it was; Yaoki never changes rows that a checkpoint counts",
             )
-        later = rows[position.num_rows :]
+        for unfinished in self._superseded_path.parent.parent.glob("*/superseded.jsonl.tmp"):
+            fs.remove_file(unfinished)  # of an attempt that died right here
         if later:
             fs.make_directory(self._superseded_path.parent)
-            fs.publish(self._superseded_path, b"".join(json.dumps(row).encode() + b"\n" for row in later))
-        self.superseded = {int(row["step"]): row for row in later}
-        self._file.cut(position.num_bytes)
+            fs.publish(self._superseded_path, b"".join(line for line in later if _parsed(line)))
+        self._file.cut(num_bytes)
         self.sync()
-        self._position = position
 
     def close(self) -> None:
         self._file.close()
 
+    def _set(self, lines: list[bytes]) -> None:
+        data = b"".join(lines)
+        self._num_rows, self._num_bytes = data.count(b"\n"), len(data)
+        self._digest = xxhash.xxh3_128(data)
+
 
 def read_metrics(path: Path) -> list[Row]:
-    """All complete rows; none if the file is missing. A last line that a crash cut short is left out."""
-    return _complete_rows(path)[0]
+    """All complete rows; none if the file is missing. A last line that a crash cut short is left out.
+
+    Raises CorruptCheckpointError for a line that is no row.
+    """
+    rows: list[Row] = []
+    for number, line in enumerate(_complete_lines(path), start=1):
+        row = _parsed(line)
+        if row is None:
+            raise CorruptCheckpointError(f"{path}, row {number}: not a row: {line[:60]!r}")
+        rows.append(row)
+    return rows
 
 
 def _require_finite(row: Mapping[str, Any]) -> None:
@@ -101,17 +121,19 @@ def _require_finite(row: Mapping[str, Any]) -> None:
         )
 
 
-def _complete_rows(path: Path) -> tuple[list[Row], int]:
-    """Rows up to the last complete line, and the bytes that they take."""
+def _complete_lines(path: Path) -> list[bytes]:
+    """Lines with their ends; none if the file is missing. What follows the last line's end is left out."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return [], 0
-    end = data.rfind(b"\n") + 1
-    rows: list[Row] = []
-    for number, line in enumerate(data[:end].splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise CorruptCheckpointError(f"{path}, row {number}: not JSON: {error}") from error
-    return rows, end
+        return []
+    return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+
+
+def _parsed(line: bytes) -> Row | None:
+    """None for a line that a crash or the disk has spoilt."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

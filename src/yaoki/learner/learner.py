@@ -4,7 +4,8 @@ Works on one batch at a time and keeps nothing between steps but the networks th
 of prompts, files, checkpoints or who asked for the update.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from yaoki.config.schema import Config
+from yaoki.errors import NonFiniteError
 from yaoki.learner.optim import TrainedNetwork
 from yaoki.models.critic import token_values
 from yaoki.models.policy import token_logprobs
@@ -34,6 +36,9 @@ from yaoki.ppo.losses import (
 )
 from yaoki.seeding import Purpose, seed
 from yaoki.types import Rollout
+
+Poll = Callable[[], None]
+"""Raises StopRequested when the run was asked to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,8 @@ class UpdateStats:
 
     policy: PolicyStats | None
     critic: CriticStats | None
+    num_skipped: int
+    """Optimizer steps left out because a loss or a gradient was not finite."""
 
 
 class Learner:
@@ -86,8 +93,11 @@ class Learner:
         self._device = policy.model.device
 
     @torch.no_grad()
-    def score(self, rollouts: Sequence[Rollout]) -> Experience:
-        """Experience with old_logprobs; with ref_logprobs and values where there is a model for them."""
+    def score(self, rollouts: Sequence[Rollout], poll: Poll) -> Experience:
+        """Experience with old_logprobs; with ref_logprobs and values where there is a model for them.
+
+        `poll` is called before each micro-batch and may raise.
+        """
         experience = pad_rollouts(
             [r.prompt.token_ids for r in rollouts],
             [r.completion.token_ids for r in rollouts],
@@ -99,6 +109,7 @@ class Learner:
         ref = torch.zeros_like(old) if self.reference is not None else None
         values = torch.zeros_like(old) if self.critic is not None else None
         for rows, batch in self._micro_batches(experience):
+            poll()
             columns = slice(0, batch.token_ids.shape[1])
             old[rows, columns] = self._logprobs(self.policy.model.eval(), batch)
             if self.reference is not None and ref is not None:
@@ -132,27 +143,30 @@ class Learner:
         estimator = self._config.kl.estimator
         return kl_estimate(experience.old_logprobs, experience.ref_logprobs, estimator)
 
-    def update(self, experience: Experience, step: int, kl_coef: float) -> UpdateStats:
+    def update(self, experience: Experience, step: int, kl_coef: float, poll: Poll) -> UpdateStats:
         """Train the critic on its mini-batches, then the policy on its own, once per update epoch.
 
-        `experience` has advantages; `step` counts from 0 and orders the mini-batches.
+        `experience` has advantages; `step` counts from 0 and orders the mini-batches. `poll` is called
+        before each micro-batch; when it raises, the networks are between two states and must not be saved.
+        Raises NonFiniteError for a loss or gradient that is not finite, unless such steps are to be skipped.
         """
-        policy_steps: list[PolicyStats] = []
-        critic_steps: list[CriticStats] = []
+        policy_steps: list[PolicyStats | None] = []
+        critic_steps: list[CriticStats | None] = []
         num_rows = len(experience.num_tokens)
         train_policy = step >= self._config.train.freeze_policy_steps
         for epoch in range(self._config.train.update_epochs):
             order = seed(self._config.train.seed, Purpose.MINI_BATCH, step, epoch)
             if self.critic is not None:
                 for rows in mini_batches(num_rows, self._config.critic.num_mini_batches, order):
-                    critic_steps.append(self._critic_step(self.critic, experience.rows(rows)))
+                    critic_steps.append(self._critic_step(self.critic, experience.rows(rows), poll))
             if train_policy:
                 for rows in mini_batches(num_rows, self._config.policy.num_mini_batches, order):
-                    policy_steps.append(self._policy_step(experience.rows(rows), kl_coef))
+                    policy_steps.append(self._policy_step(experience.rows(rows), kl_coef, poll))
         self.policy.num_batches += train_policy
         if self.critic is not None:
             self.critic.num_batches += 1
-        return UpdateStats(_mean(policy_steps), _mean(critic_steps))
+        num_skipped = policy_steps.count(None) + critic_steps.count(None)
+        return UpdateStats(_mean(policy_steps), _mean(critic_steps), num_skipped)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's live weights, for the engine."""
@@ -163,13 +177,14 @@ class Learner:
         if self.reference is not None:
             self.reference.load_state_dict(self.policy.model.state_dict())
 
-    def _policy_step(self, experience: Experience, kl_coef: float) -> PolicyStats:
-        """One optimizer step of the policy on one mini-batch."""
+    def _policy_step(self, experience: Experience, kl_coef: float, poll: Poll) -> PolicyStats | None:
+        """One optimizer step of the policy on one mini-batch; None if it was left out."""
         num_tokens = experience.num_loss_tokens
         entropy_coef = self._config.train.entropy_coef
         sums = torch.zeros(4, dtype=torch.float64)
         model = self.policy.model.train()
         for _, batch in self._micro_batches(experience):
+            poll()
             first = _first_response_column(batch)
             mask = batch.loss_mask[:, first:]
             logprobs, logits = token_logprobs(model, batch.token_ids, first, self._config.engine.temperature)
@@ -203,15 +218,20 @@ class Learner:
                 dtype=torch.float64,
             )
         loss_sum, entropy_sum, clipped, approx_kl = sums.tolist()
-        lr = self.policy.lr
-        return PolicyStats(loss_sum, entropy_sum, clipped, approx_kl, self.policy.step(), lr)
+        grad_norm = self._apply(self.policy, "policy", loss_sum)
+        if grad_norm is None:
+            return None
+        return PolicyStats(loss_sum, entropy_sum, clipped, approx_kl, grad_norm, self.policy.lr)
 
-    def _critic_step(self, critic: TrainedNetwork, experience: Experience) -> CriticStats:
-        """One optimizer step of the critic on one mini-batch."""
+    def _critic_step(
+        self, critic: TrainedNetwork, experience: Experience, poll: Poll
+    ) -> CriticStats | None:
+        """One optimizer step of the critic on one mini-batch; None if it was left out."""
         num_tokens = experience.num_loss_tokens
         total = 0.0
         model = critic.model.train()
         for _, batch in self._micro_batches(experience):
+            poll()
             loss = value_loss(
                 token_values(model, batch.token_ids),
                 _columns(batch.values, 0),
@@ -222,7 +242,23 @@ class Learner:
             )
             loss.backward()
             total += float(loss.detach())
-        return CriticStats(loss=total, grad_norm=critic.step(), lr=critic.lr)
+        grad_norm = self._apply(critic, "critic", total)
+        return None if grad_norm is None else CriticStats(total, grad_norm, critic.lr)
+
+    def _apply(self, network: TrainedNetwork, name: str, loss: float) -> float | None:
+        """Step with the gradients that are there; returns their norm, or None if the step is left out."""
+        grad_norm = network.clip_gradients()
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            network.step()
+            return grad_norm
+        if self._config.run.on_nonfinite == "skip":
+            network.drop_gradients()
+            return None
+        raise NonFiniteError(
+            f"the {name}'s loss is {loss}, the norm of its gradient {grad_norm}: there is nothing to learn",
+            hint="nothing of it was saved, the last checkpoint and the rollouts are as they were; leave such "
+            f"optimizer steps out with run.on_nonfinite=skip, or lower {name}.lr in a fork",
+        )
 
     def _logprobs(self, model: PreTrainedModel, batch: Experience) -> Tensor:
         """`[B, S]` on the CPU, zero outside of the mask."""
@@ -254,7 +290,9 @@ def _columns(column: Tensor | None, first: int) -> Tensor:
 _Stats = TypeVar("_Stats", PolicyStats, CriticStats)
 
 
-def _mean(steps: list[_Stats]) -> _Stats | None:
+def _mean(all_steps: list[_Stats | None]) -> _Stats | None:
+    """Over the steps that were not left out; None if there are none."""
+    steps = [step for step in all_steps if step is not None]
     if not steps:
         return None
     names = [field.name for field in fields(steps[0])]

@@ -63,14 +63,20 @@ class TrainedNetwork:
         """The learning rate of the coming batch."""
         return self.schedule.lr(self.num_batches)
 
-    def step(self) -> float:
-        """One optimizer step with the gradients that are there; returns their norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+    def clip_gradients(self) -> float:
+        """Scale the gradients that are there down to the maximal norm; returns their norm before that."""
+        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm))
+
+    def step(self) -> None:
+        """One optimizer step with the gradients that are there."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr
         self._optimizer.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients that are there."""
         self._optimizer.zero_grad(set_to_none=True)
-        return float(norm)
 
     def weights(self) -> dict[str, Tensor]:
         """The live weights by name; tied ones share their storage."""

@@ -30,7 +30,9 @@ class Board:
 
 def _wait_for_a_new_second(directory: Path) -> None:
     """TensorBoard reads event files in the order of their names, which begin with the second of their birth:
-    a purge must not come before what it purges."""
+    a purge must not come before what it purges. Waits a second at most: a clock may have been set back."""
     births = [int(path.name.split(".")[3]) for path in directory.glob("events.out.tfevents.*")]
-    while births and time.time() < max(births) + 1:
+    for _ in range(20):
+        if not births or time.time() >= max(births) + 1:
+            return
         time.sleep(0.05)

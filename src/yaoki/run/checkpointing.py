@@ -1,21 +1,54 @@
 """When a checkpoint is born. Between two updates the state stands still: the frozen window.
 
 At each step boundary the checkpointer is handed a snapshot, which refers to the live tensors and is true
-until `release`. It saves it when it is due, or when the run is stopped inside the window. Knows
-nothing of what the parts are.
+until `release`. It has it written on a thread of its own when it is due, or when the run is stopped inside
+the window. What goes wrong there is raised on the thread that trains, at its next call. Knows nothing
+of what the parts are.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
 from time import perf_counter
+from types import TracebackType
 
 from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.snapshot import Snapshot
-from yaoki.checkpoint.store import CheckpointStore, SavedCheckpoint, SaveInfo
+from yaoki.checkpoint.source import TensorSource
+from yaoki.checkpoint.store import CheckpointStore, Committed, SavedCheckpoint, SaveInfo
+from yaoki.checkpoint.worker import Worker
 from yaoki.config.schema import CheckpointConfig
+
+_LEAVE_S = 5.0
+"""How long a write that nobody wants any more may take to notice it; a disk that hangs never does."""
+
+
+class _Abandoned(Exception):
+    """Nobody will use what is being written."""
+
+
+@dataclass(slots=True)
+class _Save:
+    """A checkpoint on its way."""
+
+    source: TensorSource
+    committed: Future[Committed]
+    checked: Future[None]
+    is_told: bool = False
 
 
 class Checkpointer:
-    """Decides, saves and prunes; counts the seconds that training waited for it."""
+    """Decides, saves and prunes; counts the seconds that training waited for it.
+
+    A context manager: on leaving it, what is still being written is given up, unless `finish` has waited.
+
+    Every method but `take_stall_s` may raise the YaokiError of a save that went wrong since the last call.
+    Training's state is untouched by that, and earlier checkpoints stay.
+    """
 
     def __init__(
         self,
@@ -27,7 +60,11 @@ class Checkpointer:
         saved_step: int,
         on_saved: Callable[[SavedCheckpoint], None],
     ) -> None:
-        """`saved_step` is the step of the checkpoint that this attempt started from, or -1."""
+        """`saved_step` is the step of the checkpoint that this attempt started from, or -1.
+
+        `accuracies` and `sync_metrics` are called on the writing thread; `on_saved` on the caller's, when a
+        checkpoint is durable and, unless the run is being stopped, was read back and older ones were pruned.
+        """
         self._store = store
         self._info = info
         self._config = config
@@ -36,34 +73,115 @@ class Checkpointer:
         self._saved_step = saved_step
         self._on_saved = on_saved
         self._held: tuple[Snapshot, int] | None = None
+        self._saves: deque[_Save] = deque()
+        self._is_leaving = Event()
         self._stall_s = 0.0
+        self._worker = Worker("checkpoint")
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_leaving.set()
+        self._worker.close(_LEAVE_S)
 
     def save_if_due(self, snapshot: Snapshot, step: int, *, is_last: bool) -> None:
-        """Take over the snapshot of a step boundary; write it if its turn has come."""
-        self._held = (snapshot, step)
-        every = self._config.every_steps
-        if is_last or (every > 0 and step > 0 and step % every == 0):
-            self.save_held()
+        """Take over the snapshot of a step boundary; begin to write it if its turn has come."""
+        with self._stalling():
+            self._settle(wait=False)
+            self._held = (snapshot, step)
+            every = self._config.every_steps
+            if is_last or (every > 0 and step > 0 and step % every == 0):
+                self._begin()
 
     def save_held(self) -> None:
-        """Make sure that the boundary at hand is saved; nothing to do if it is, or if none is at hand."""
-        if self._held is None or self._held[1] == self._saved_step:
-            return
-        snapshot, step = self._held
-        start = perf_counter()
-        self._sync_metrics()  # the checkpoint will refer to its rows
-        saved = self._store.save(snapshot, step=step, info=self._info)
-        self._saved_step = step
-        self._stall_s += perf_counter() - start
-        policy = Policy(self._config.keep_last, self._config.keep_every or None, self._config.keep_best)
-        self._store.prune(policy, metrics=self._accuracies())
-        self._on_saved(saved)
+        """Make sure that the boundary at hand is durable, if there is one, and what was begun before it."""
+        with self._stalling():
+            self._settle(wait=False)
+            self._begin()
+            for save in tuple(self._saves):
+                self._tell(save)
 
     def release(self) -> None:
-        """The frozen window ends: the tensors are about to change, so the snapshot is let go."""
-        self._held = None
+        """The frozen window ends: the tensors are about to change, so the snapshot is let go.
+
+        Waits until the writer has read them, or copies what it has not read yet if that is asked for.
+        """
+        with self._stalling():
+            self._held = None
+            may_copy = self._config.on_overrun == "copy"
+            copy_bytes = int(self._config.copy_memory_gb * 1e9) if may_copy else 0
+            for save in tuple(self._saves):
+                if not save.source.release(copy_bytes):
+                    self._tell(save)  # raises what went wrong
+            self._settle(wait=False)
+
+    def finish(self) -> None:
+        """Wait for all that is being written, read back and pruned."""
+        self._settle(wait=True)
 
     def take_stall_s(self) -> float:
         """Seconds that training has waited for saves since this was last asked."""
         stall_s, self._stall_s = self._stall_s, 0.0
         return stall_s
+
+    @contextmanager
+    def _stalling(self) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self._stall_s += perf_counter() - start
+
+    def _begin(self) -> None:
+        """Have the boundary at hand written; nothing to do if it has been, or if none is at hand."""
+        if self._held is None or self._held[1] == self._saved_step:
+            return
+        snapshot, self._saved_step = self._held
+        source = TensorSource()
+        committed = self._worker.submit(partial(self._write, snapshot, source, self._saved_step))
+        checked = self._worker.submit(partial(self._check, committed))
+        self._saves.append(_Save(source, committed, checked))
+
+    def _settle(self, *, wait: bool) -> None:
+        """Let go of saves that are over, oldest first; raises what went wrong with one."""
+        while self._saves and (wait or self._saves[0].checked.done()):
+            save = self._saves[0]
+            self._tell(save)
+            self._saves.popleft()
+            save.checked.result()
+
+    def _tell(self, save: _Save) -> None:
+        """Wait until a save is durable, and say so once."""
+        error = save.committed.exception()
+        if error is not None:
+            self._saves.remove(save)
+            self._saved_step = -1
+            raise error
+        if not save.is_told:
+            save.is_told = True
+            self._on_saved(save.committed.result().saved)
+
+    def _write(self, snapshot: Snapshot, source: TensorSource, step: int) -> Committed:
+        """On the writing thread: everything up to the point where it survives a power cut."""
+        try:
+            self._poll()
+            self._sync_metrics()  # the checkpoint refers to rows, so they come first
+            return self._store.commit(snapshot, source, step=step, info=self._info, poll=self._poll)
+        finally:
+            source.close()
+
+    def _check(self, committed: Future[Committed]) -> None:
+        """On the writing thread: read it back, and only then let older ones go."""
+        if committed.exception() is not None:
+            return
+        self._store.read_back(committed.result(), self._poll)
+        config = self._config
+        policy = Policy(config.keep_last, config.keep_every or None, config.keep_best)
+        self._store.prune(policy, metrics=self._accuracies() if config.keep_best else {})
+
+    def _poll(self) -> None:
+        if self._is_leaving.is_set():
+            raise _Abandoned

@@ -6,6 +6,9 @@ attempts.jsonl         a line when an attempt starts, a line when it ends by its
 model/                 architecture and tokenizer, so that a resume does without the original model
 metrics.jsonl          a row per step        tensorboard/   the same for TensorBoard
 checkpoints/           committed checkpoints
+rollouts/              the journal: what was sampled, by step
+quarantine/            parts of it that were set aside, with the reason
+start.json             digests of the state at step 0
 saved.json             says that a checkpoint was committed, from the first one on
 summary.json           accuracy before and after, written when train.steps is reached
 lock                   held by the process that trains
@@ -18,7 +21,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +31,7 @@ from yaoki.checkpoint.catalog import Catalog, Choice
 from yaoki.config.load import read_stored
 from yaoki.config.schema import Config
 from yaoki.errors import CorruptCheckpointError, NothingThereError, RefusedError
+from yaoki.run.parent import Parent
 
 _LOCK_TRIES = 5
 
@@ -51,6 +55,10 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -58,9 +66,14 @@ class RunDirectory:
     def model(self) -> Path:
         return self.path / "model"
 
+    def record_startup(self, attempt: int, seconds: Mapping[str, float]) -> None:
+        """Keep how long an attempt took to its first new rollout, by phase."""
+        fs.make_directory(self._attempt_directory(attempt))
+        _write_json(self._attempt_directory(attempt) / "startup.json", seconds)
+
     def superseded_path(self, attempt: int) -> Path:
         """Where an attempt keeps the metrics rows that it cut off."""
-        return self.path / "attempts" / f"{attempt:04d}" / "superseded.jsonl"
+        return self._attempt_directory(attempt) / "superseded.jsonl"
 
     @property
     def exists(self) -> bool:
@@ -79,13 +92,20 @@ class RunDirectory:
                 hint="start one: yaoki train RECIPE --run " + str(self.path),
             )
 
-    def create(self, config: Config) -> None:
-        """Make the directory a run's; run.json comes last and makes it one."""
+    @property
+    def parent(self) -> Parent | None:
+        """What this run was forked from, if it was."""
+        found = _read_json(self._run_path).get("parent")
+        return None if found is None else Parent.from_json(found)
+
+    def create(self, config: Config, *, name: str | None = None, parent: Parent | None = None) -> None:
+        """Make the directory a run's; run.json comes last and makes it one. `name` begins the run's id."""
         self._require_own()
         fs.make_directory(self.path)
         self.store_config(config)
-        run_id = f"{self.path.name}-{secrets.token_hex(4)}"
-        _write_json(self._run_path, {"run_id": run_id, "created_unix_s": time.time(), "format_version": 1})
+        run_id = f"{name or self.path.name}-{secrets.token_hex(4)}"
+        facts = {"run_id": run_id, "created_unix_s": time.time(), "format_version": 1}
+        _write_json(self._run_path, facts | ({} if parent is None else {"parent": asdict(parent)}))
 
     def stored_config(self) -> Config:
         """The config of the newest attempt."""
@@ -95,12 +115,13 @@ class RunDirectory:
         """Replace the stored config, whole or not at all."""
         _write_json(self.config_path, config.model_dump(mode="json"))
 
-    def choose_checkpoint(self) -> Choice:
+    def choose_checkpoint(self, *, read_all: bool = True) -> Choice:
         """The checkpoint to go on from; none in it only where none was ever committed.
 
+        With `read_all` False only manifests and sizes are looked at: enough to show, not to resume from.
         CorruptCheckpointError where there should be one: all are damaged, or they are gone.
         """
-        choice = Catalog(self.checkpoints).choose_or_raise()
+        choice = Catalog(self.checkpoints).choose_or_raise(read_all=read_all)
         if choice.checkpoint is None and self._saved_path.exists():
             raise CorruptCheckpointError(
                 f"checkpoints were saved in {self.checkpoints}, but there is none any more",
@@ -112,6 +133,13 @@ class RunDirectory:
         """Remember for good that a checkpoint was committed: from now on a fresh start would be a loss."""
         if not self._saved_path.exists():
             _write_json(self._saved_path, {"first_saved_unix_s": time.time()})
+
+    def recorded_start(self) -> dict[str, Any] | None:
+        """What the first attempt said of the state at step 0."""
+        return _read_json(self._start_path) if self._start_path.is_file() else None
+
+    def record_start(self, facts: Mapping[str, Any]) -> None:
+        _write_json(self._start_path, facts)
 
     def attempts(self) -> list[dict[str, Any]]:
         """One entry per attempt, oldest first; `outcome` is `killed` where no end was written."""
@@ -168,6 +196,9 @@ class RunDirectory:
                 hint="name another directory with --run, or empty this one",
             )
 
+    def _attempt_directory(self, attempt: int) -> Path:
+        return self.path / "attempts" / f"{attempt:04d}"
+
     @property
     def _run_path(self) -> Path:
         return self.path / "run.json"
@@ -175,6 +206,10 @@ class RunDirectory:
     @property
     def _attempts_path(self) -> Path:
         return self.path / "attempts.jsonl"
+
+    @property
+    def _start_path(self) -> Path:
+        return self.path / "start.json"
 
     @property
     def _saved_path(self) -> Path:
@@ -194,7 +229,7 @@ class RunLock:
 
     def __enter__(self) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            fs.make_directory(self._path.parent)
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise RefusedError(
@@ -210,8 +245,9 @@ class RunLock:
                 f"{self._path.parent} is in use by {holder}",
                 hint="wait for it or stop it, or name another directory with --run",
             ) from error
-        os.truncate(self._descriptor, 0)
-        os.write(self._descriptor, f"process {os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # who holds it is for eyes; a full disk must not end a run
+            os.truncate(self._descriptor, 0)
+            os.write(self._descriptor, f"process {os.getpid()}\n".encode())
 
     def _take(self) -> None:
         """A few tries, because `status` holds the lock for an instant when it asks who has it."""

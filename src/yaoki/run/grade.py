@@ -9,8 +9,9 @@ from typing import Literal
 from yaoki.checkpoint.catalog import Choice
 from yaoki.config.schema import Config
 from yaoki.run.environment import Environment, differences
+from yaoki.run.parent import Parent
 
-Grade = Literal["fresh", "exact", "elastic"]
+Grade = Literal["fresh", "exact", "elastic", "fork"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,13 @@ class ResumeVerdict:
             "exact": "exact: the same bits as a run that was never interrupted",
             "elastic": "elastic: same state, prompts, seeds and schedule; rounding differs because "
             + "; ".join(self.reasons),
+            "fork": "fork: the parent's state, from here on another run because " + "; ".join(self.reasons),
             "fresh": "",
         }
         return f"resuming from {self.checkpoint}, grade {promise[self.grade]}"
 
 
-def judge(choice: Choice, now: Environment, config: Config) -> ResumeVerdict:
+def judge(choice: Choice, now: Environment, config: Config, parent: Parent | None) -> ResumeVerdict:
     """What continuing from this choice would be. Touches nothing, so `status` can ask too."""
     refusals = tuple(str(refusal) for refusal in choice.refusals)
     if choice.checkpoint is None:
@@ -48,8 +50,11 @@ def judge(choice: Choice, now: Environment, config: Config) -> ResumeVerdict:
     reasons = differences(manifest.environment, now)
     if not config.run.deterministic:
         reasons.append("run.deterministic is false")
+    changes = parent.changes if parent is not None and parent.gave(manifest) else ()
+    grade: Grade = "fork" if changes else "elastic" if reasons else "exact"
+    reasons = [*(f"{name} is not the parent's" for name in changes), *reasons]
     return ResumeVerdict(
-        grade="elastic" if reasons else "exact",
+        grade=grade,
         step=manifest.step,
         checkpoint=choice.checkpoint.path.name,
         refusals=refusals,

@@ -1,20 +1,30 @@
-"""Putting a run back: whether the chosen checkpoint still fits, and every part of it.
+"""Putting a run back: whether the chosen checkpoint still fits, and every part of it; or step 0 as it was.
 
 Restores everything or raises; what was asked for and cannot be had is never replaced by a fresh start.
 """
+
+from dataclasses import replace
 
 from yaoki.checkpoint.catalog import ValidCheckpoint
 from yaoki.checkpoint.reader import load
 from yaoki.config.compat import config_digest
 from yaoki.config.schema import Config
-from yaoki.errors import RefusedError
+from yaoki.errors import DivergenceError, RefusedError
+from yaoki.run.directory import RunDirectory
+from yaoki.run.parent import Parent
 from yaoki.run.state import RunState
 
 
-def require_same_data(checkpoint: ValidCheckpoint, dataset_digest: str, config: Config) -> None:
-    """RefusedError if tasks or config are not those that the checkpoint was made with."""
+def require_same_data(
+    checkpoint: ValidCheckpoint, dataset_digest: str, config: Config, parent: Parent | None
+) -> None:
+    """RefusedError if tasks or config are not those that the checkpoint was made with.
+
+    The checkpoint that a fork has taken over was made with its parent's.
+    """
     manifest = checkpoint.manifest
-    if manifest.dataset_digest != dataset_digest:
+    giver = parent if parent is not None and parent.gave(manifest) else None
+    if manifest.dataset_digest != dataset_digest and not (giver and giver.has_other_data):
         raise RefusedError(
             "the training data has changed (tasks, held-out tasks, template, or what model/ in the run "
             "directory holds): "
@@ -23,7 +33,7 @@ def require_same_data(checkpoint: ValidCheckpoint, dataset_digest: str, config: 
             hint="put data.files, eval.files and the template back as they were; to train on other data, "
             "start a new run with --run and policy.init_from",
         )
-    if manifest.config_digest != config_digest(config):
+    if manifest.config_digest != config_digest(config) and giver is None:
         raise RefusedError(
             f"{checkpoint.path.name} was made with another config (digest {manifest.config_digest}, "
             f"now {config_digest(config)})",
@@ -31,7 +41,34 @@ def require_same_data(checkpoint: ValidCheckpoint, dataset_digest: str, config: 
         )
 
 
-def restore(checkpoint: ValidCheckpoint, state: RunState) -> None:
-    """Put every part of the inventory back; missing and left-over parts are errors."""
+def restore(checkpoint: ValidCheckpoint, state: RunState, parent: Parent | None) -> None:
+    """Put every part of the inventory back; missing and left-over parts are errors.
+
+    A fork that has other tasks than its parent begins with the next epoch.
+    """
     loaded = load(checkpoint.path, state.scopes(), verified=checkpoint.manifest)
-    state.restore(loaded.parts)
+    parts = dict(loaded.parts)
+    if parent is not None and parent.gave(checkpoint.manifest) and parent.begins_epoch:
+        match parts["data"].json:
+            case {"epoch": int(epoch)}:
+                parts["data"] = replace(parts["data"], json={"epoch": epoch + 1, "cursor": 0})
+    state.restore(parts)
+
+
+def require_same_start(directory: RunDirectory, state: RunState, environment_digest: str) -> None:
+    """Record what the run starts from, or make sure that this attempt starts from the same bits.
+
+    DivergenceError if step 0 comes out of the same config and environment with other bits.
+    """
+    found = state.fingerprint()
+    then = directory.recorded_start()
+    if then is None:
+        directory.record_start({"environment": environment_digest, "fingerprint": found})
+        return
+    different = [name for name in found if then["fingerprint"].get(name) != found[name]]
+    if different and then["environment"] == environment_digest:
+        raise DivergenceError(
+            f"the state at step 0 is not what this run started from: first in {different[0]}",
+            hint="policy.init_from or critic.init_from holds other weights now: put them back, or start a "
+            "new run with --run",
+        )

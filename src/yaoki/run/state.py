@@ -55,6 +55,8 @@ class Lineage:
     run_id: str
     attempt: int
     """Which process lifetime of the run this is, from 1; never restored."""
+    parent_run_id: str | None
+    """The run that this one was forked from; its checkpoint may be restored too."""
     train_seconds: float = 0.0
     """Wall time of all steps that count."""
 
@@ -190,7 +192,7 @@ def _loader(loader: PromptLoader) -> _JsonPair:
 
 def _lineage(lineage: Lineage) -> _JsonPair:
     def restore(saved: dict[str, Any]) -> None:
-        if saved["run_id"] != lineage.run_id:
+        if saved["run_id"] not in (lineage.run_id, lineage.parent_run_id):
             raise RefusedError(
                 f"the checkpoint belongs to the run {saved['run_id']}, this directory to {lineage.run_id}",
                 hint="put the checkpoints back where they were written",
@@ -224,7 +226,9 @@ DERIVED = {
     "config": "stored in the run directory and compared on resume",
     "environment_digest": "facts about this process",
     "state.lineage.attempt": "counted from attempts.jsonl",
-    "state.metrics.superseded": "rows that this attempt's resume cut off",
+    "journal": "what is there of a step is found out when the step begins",
+    "witnesses": "rows that this attempt's resume and earlier ones cut off",
+    "require_space": "asks the disk",
     "state.metrics._superseded_path": "names the attempt",
 }
 """What hangs on the trainer and is rebuilt, never saved, each with what rebuilds it."""

@@ -1,25 +1,44 @@
-"""Being asked to stop: SIGTERM, SIGINT, SIGUSR1, or the attempt's time budget.
+"""Reasons to stop: SIGTERM, SIGINT, SIGUSR1, the attempt's time budget, a disk that is nearly full.
 
-The first signal is a request, polled where work is long; a second one leaves at once. Knows nothing of
+The first signal is a request, polled wherever work is long; a second one leaves at once. Knows nothing of
 what is saved on the way out.
 """
 
 import os
 import signal
 import time
+from pathlib import Path
 from types import FrameType
 
+from yaoki import fs
 from yaoki.errors import StopRequested
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_LARGEST_MARGIN = 0.5
+"""Share of the time budget that is kept free for stopping, at most: a short budget must get somewhere."""
+
+
+def space_shortage(directory: Path, min_free_gb: float) -> str | None:
+    """In words, that the disk of `directory` has less free space than it should; None if it has enough."""
+    free_gb = fs.num_free_bytes(directory) / 1e9
+    if free_gb >= min_free_gb:
+        return None
+    return f"{free_gb:.3g} GB are free on the disk of {directory}, run.min_free_gb is {min_free_gb:g}"
 
 
 class StopSignal:
-    """A context manager: signals are requests from entering until leaving."""
+    """A context manager: signals are requests from entering until leaving.
+
+    The budget is called used up early enough to save and leave: by the longest save and the longest time
+    between two polls that were seen so far.
+    """
 
     def __init__(self, max_seconds: float) -> None:
-        self._deadline = time.monotonic() + max_seconds if max_seconds else float("inf")
         self._max_seconds = max_seconds
+        self._started_s = time.monotonic()
+        self._polled_s: float | None = None
+        self._longest_gap_s = 0.0
+        self._longest_save_s = 0.0
         self._received: str | None = None
         self._previous: dict[int, object] = {}
 
@@ -35,12 +54,24 @@ class StopSignal:
     @property
     def reason(self) -> str | None:
         """Why the run should stop, or None."""
-        if self._received is None and time.monotonic() > self._deadline:
-            return f"the time budget of {self._max_seconds:g} s is used up"
+        if self._received is None and self._max_seconds:
+            margin_s = min(self._longest_gap_s + self._longest_save_s, _LARGEST_MARGIN * self._max_seconds)
+            if time.monotonic() - self._started_s > self._max_seconds - margin_s:
+                return (
+                    f"of the time budget of {self._max_seconds:g} s only {margin_s:.3g} s to leave are left"
+                )
         return self._received
+
+    def saved(self, duration_s: float) -> None:
+        """A save took so long; the last one will take as long again."""
+        self._longest_save_s = max(self._longest_save_s, duration_s)
 
     def poll(self) -> None:
         """Raise StopRequested if the run should stop."""
+        now_s = time.monotonic()
+        if self._polled_s is not None:
+            self._longest_gap_s = max(self._longest_gap_s, now_s - self._polled_s)
+        self._polled_s = now_s
         if self.reason is not None:
             raise StopRequested(self.reason)
 

@@ -8,49 +8,23 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
-from yaoki.checkpoint.layout import directory_name
 from yaoki.checkpoint.reader import load
-from yaoki.checkpoint.verify import verify
 from yaoki.config.schema import Config
 from yaoki.data.verifier_pool import VerifierPool
-from yaoki.errors import NothingThereError, RefusedError, UsageError
+from yaoki.errors import RefusedError, UsageError
 from yaoki.models.critic import build_critic
 from yaoki.models.determinism import configure
 from yaoki.models.export import export_model
 from yaoki.models.policy import build_causal_lm, load_causal_lm, load_tokenizer
-from yaoki.rollout.collect import collect
+from yaoki.rollout.collect import NoLog, collect
 from yaoki.run.build import Models, build_engine, choose_device
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
 from yaoki.run.evaluate import Accuracy, accuracy
+from yaoki.run.find import find_checkpoint
 from yaoki.run.tasks import Tasks
 from yaoki.seeding import Purpose
 from yaoki.types import Rollout
-
-
-def find_checkpoint(directory: RunDirectory, at: int | None) -> ValidCheckpoint:
-    """The checkpoint of a step, verified; the newest valid one for None.
-
-    Raises NothingThereError where there is none, CorruptCheckpointError where it is damaged.
-    """
-    directory.require_run()
-    catalog = Catalog(directory.checkpoints)
-    if at is not None:
-        path = directory.checkpoints / directory_name(at)
-        if not path.is_dir():
-            steps = sorted({candidate.step for candidate in catalog.candidates()})
-            raise NothingThereError(
-                f"{directory.path} has no checkpoint of step {at}",
-                hint=f"it has those of steps {', '.join(map(str, steps)) or 'none'}",
-            )
-        return ValidCheckpoint(path, verify(path))
-    choice = catalog.choose_or_raise()
-    if choice.checkpoint is None:
-        raise NothingThereError(
-            f"{directory.path} has no checkpoint yet", hint="train until the first one is saved"
-        )
-    return choice.checkpoint
 
 
 def export_run(directory: RunDirectory, at: int | None, target: Path) -> int:
@@ -118,6 +92,7 @@ def evaluate_model(source: Path, at: int | None, config: Config, console: Consol
             batch_size=config.engine.batch_size,
             poll=_never_stop,
             on_progress=advance,
+            log=NoLog(),
         )
     return Evaluation(accuracy(rollouts), rollouts, step)
 

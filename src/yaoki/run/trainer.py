@@ -1,9 +1,11 @@
 """The training loop: one step reads like the algorithm.
 
 evaluate, collect, score, credit, update, push weights, write the row, save. There is no branch on
-device, engine or number of ranks in here. The state of a run is in `state`; see state.py for the table.
+device, engine or number of ranks in here, nor on whether a step is new or replayed: what the journal holds is
+not sampled again, that is all. The state of a run is in `state`; see state.py for the table.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
@@ -13,7 +15,7 @@ from yaoki.journal.metrics import Row
 from yaoki.learner.learner import UpdateStats
 from yaoki.ppo.batch import Experience
 from yaoki.ppo.losses import masked_mean
-from yaoki.rollout.collect import AnswerVerifier, collect
+from yaoki.rollout.collect import AnswerVerifier, NoLog, collect
 from yaoki.rollout.engine import RolloutEngine
 from yaoki.run.board import Board
 from yaoki.run.checkpointing import Checkpointer
@@ -22,14 +24,16 @@ from yaoki.run.environment import next_history
 from yaoki.run.evaluate import accuracy
 from yaoki.run.measure import Stopwatch, experience_metrics, rollout_digest, rollout_metrics
 from yaoki.run.state import RunState
+from yaoki.run.step_journal import StepJournal
 from yaoki.run.stop import StopSignal
+from yaoki.run.witnesses import Witnesses
 from yaoki.seeding import Purpose
 from yaoki.types import Prompt, Rollout
 
 
 @dataclass
 class Trainer:
-    """The parts of one attempt, wired together by build.py."""
+    """The parts of one attempt, wired together and restored; the engine holds the policy's weights."""
 
     config: Config
     state: RunState
@@ -40,25 +44,32 @@ class Trainer:
     board: Board
     console: Console
     stop: StopSignal
+    journal: StepJournal
+    witnesses: Witnesses
+    require_space: Callable[[], None]
+    """Raises StopRequested when the disk is nearly full."""
     environment_digest: str
     """What this attempt's bits depend on besides the state."""
 
-    def run(self) -> float | None:
-        """Train until train.steps; returns the final held-out accuracy.
+    def run(self, *, measure_at_end: bool) -> float | None:
+        """Train until train.steps; returns the final held-out accuracy, if it is to be measured.
 
-        Raises StopRequested when asked to stop, after saving the last step boundary.
+        Raises StopRequested when asked to stop. What can be saved then is saved: before the update of a step
+        the last boundary and this step's rollouts; during it the rollouts, which give the same step again.
         """
-        progress, learner = self.state.progress, self.state.learner
-        self.engine.load_weights(learner.weights(), progress.policy_version)
+        progress = self.state.progress
         try:
             self._boundary()
             while progress.global_step < self.config.train.steps:
                 self._step()
                 self._boundary()
                 self.stop.poll()
-            return self._evaluate()
+            found = self._evaluate() if measure_at_end else None
+            self.checkpointer.finish()
+            return found
         except StopRequested:
             self.checkpointer.save_held()
+            self.journal.sync()
             raise
 
     def _step(self) -> None:
@@ -69,12 +80,15 @@ class Trainer:
             held_out = self._evaluate_if_due()
         with watch("generate"):
             rollouts = self._collect(self.state.loader.next_batch())
+        with watch("journal"):
+            self.journal.sync()
         with watch("score"):
-            experience = learner.with_advantages(learner.score(rollouts), kl.coef)
+            experience = learner.score(rollouts, self.stop.poll)
+            experience = learner.with_advantages(experience, kl.coef)
             kl_to_ref = self._mean_kl(experience)
         self.checkpointer.release()
         with watch("update"):
-            stats = learner.update(experience, step, kl.coef)
+            stats = learner.update(experience, step, kl.coef, self.stop.poll)
         row = self._row(rollouts, experience, stats) | {"accuracy": held_out, "kl_to_ref": kl_to_ref}
         if kl_to_ref is not None:
             kl.update(kl_to_ref, len(rollouts))
@@ -93,8 +107,11 @@ class Trainer:
         step = self.state.progress.global_step
         is_last = step >= self.config.train.steps
         self.checkpointer.save_if_due(self.state.capture(), step, is_last=is_last)
+        self.require_space()
 
     def _collect(self, prompts: list[Prompt]) -> list[Rollout]:
+        progress = self.state.progress
+        self.journal.open_step(progress.global_step + 1, progress.policy_version, prompts)
         return collect(
             self.engine,
             self.verifier,
@@ -106,11 +123,17 @@ class Trainer:
             batch_size=self.config.engine.batch_size,
             poll=self.stop.poll,
             on_progress=self.console.generating,
+            log=self.journal,
         )
 
     def _evaluate_if_due(self) -> float | None:
-        every = self.config.eval.every_steps
-        return self._evaluate() if every and self.state.progress.global_step % every == 0 else None
+        """Held-out accuracy, if it is its turn; not measured again if an earlier attempt has done so."""
+        progress, every = self.state.progress, self.config.eval.every_steps
+        if not every or progress.global_step % every:
+            return None
+        history = next_history(progress.history, self.environment_digest)
+        witness = self.witnesses.of(progress.global_step + 1, history)
+        return self._evaluate() if witness is None else self._with_best(witness["accuracy"])
 
     def _evaluate(self) -> float | None:
         """Held-out accuracy of the policy as it is; the same seeds every time."""
@@ -127,9 +150,14 @@ class Trainer:
             batch_size=self.config.engine.batch_size,
             poll=self.stop.poll,
             on_progress=self.console.evaluating,
+            log=NoLog(),
         )
-        found, progress = accuracy(rollouts).pass_at_1, self.state.progress
-        if progress.best_accuracy is None or found > progress.best_accuracy:
+        return self._with_best(accuracy(rollouts).pass_at_1)
+
+    def _with_best(self, found: float | None) -> float | None:
+        """`found`, after noting it if it is the best so far."""
+        progress = self.state.progress
+        if found is not None and (progress.best_accuracy is None or found > progress.best_accuracy):
             progress.best_accuracy, progress.best_step = found, progress.global_step
         return found
 
@@ -163,42 +191,45 @@ class Trainer:
         )
         return row | {
             "policy_version": progress.policy_version,
+            "skipped_steps": stats.num_skipped,
             "kl_coef": self.state.kl.coef,
             "epoch": self.state.loader.state().epoch,
         }
 
     def _check_divergence(self, row: Row) -> None:
         """A step that an earlier attempt has done with the same history must come out with the same bits."""
-        earlier = self.state.metrics.superseded.get(row["step"])
-        if earlier is None or earlier["history"] != row["history"]:
+        try:
+            witness = self.witnesses.check(row)
+        except DivergenceError as error:
+            if self.config.resume.on_divergence == "stop":
+                raise
+            self.console.warn(error.message)
             return
-        before, now = earlier["fingerprint"], row["fingerprint"]
-        different = [name for name in now if before.get(name) != now[name]]
-        if not different:
-            self.console.note(f"step {row['step']} came out as in attempt {earlier['attempt']}, bit for bit")
-            return
-        message = (
-            f"step {row['step']} differs from what attempt {earlier['attempt']} did: "
-            f"first in {different[0]} ({before.get(different[0])} then, {now[different[0]]} now)"
-        )
-        if self.config.resume.on_divergence == "warn":
-            self.console.warn(message)
-            return
-        raise DivergenceError(
-            message, hint='look for what changed since; resume.on_divergence="warn" goes on regardless'
-        )
+        reused = f"step {row['step']}: {self.journal.num_reused} rollouts from the journal"
+        if witness is not None:
+            self.console.note(f"{reused}, came out as in attempt {witness['attempt']}, bit for bit")
+        elif self.journal.num_reused:
+            self.console.note(reused)
+
+    def _as_recorded(self, row: Row) -> Row:
+        """Where a step is only replayed, its row stays the one that was written when it was trained."""
+        witness = self.witnesses.of(row["step"], row["history"]) if self.journal.replay_only else None
+        return row if witness is None else witness
 
     def _record(self, row: Row, watch: Stopwatch, step_s: float) -> None:
         stall_s = self.checkpointer.take_stall_s()
         self.state.lineage.train_seconds += step_s + stall_s
-        num_tokens = row["length"] * self.config.train.num_prompts * self.config.train.group_size
+        num_rollouts = self.config.train.num_prompts * self.config.train.group_size
+        num_tokens = row["length"] * num_rollouts
+        new_share = 1 - self.journal.num_reused / num_rollouts
         row["timing"] = {f"{phase}_s": round(seconds, 4) for phase, seconds in watch.seconds.items()} | {
             "step_s": round(step_s, 4),
             "checkpoint_s": round(stall_s, 4),
             "train_s": round(self.state.lineage.train_seconds, 3),
-            "rollout_tokens_per_s": round(num_tokens / watch.seconds["generate"], 1),
+            "num_reused_rollouts": self.journal.num_reused,
+            "rollout_tokens_per_s": round(new_share * num_tokens / watch.seconds["generate"], 1),
             "tokens_per_s": round(num_tokens / step_s, 1),
         }
-        self.state.metrics.append(row)
+        self.state.metrics.append(self._as_recorded(row))
         self.board.write(row)
         self.console.step(row)

@@ -1,0 +1,226 @@
+"""Page-aligned blocks through which a checkpoint goes to the disk and comes from it. No torch.
+
+Only from and to aligned memory can the disk work past the page cache: then what was just written is read
+back from the disk, and nothing that training needs is driven out of the cache. The disk has a thread of
+its own, so that it works while the caller digests and copies. It knows nothing of what the bytes mean.
+"""
+
+import contextlib
+import errno
+import mmap
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+
+import xxhash
+
+from yaoki import fs
+from yaoki.checkpoint.manifest import FileEntry
+from yaoki.checkpoint.worker import Worker
+
+BLOCK_BYTES = 8 << 20
+"""Large, because for each block the disk's thread must get hold of the interpreter, which may be busy."""
+NUM_BLOCKS = 2
+"""One at the disk, one being filled or emptied. They are all that a save or a restore adds to memory."""
+
+
+def new_blocks() -> list[memoryview]:
+    """Writable memory, each block at the beginning of a page. A page is taken when it is first touched."""
+    return [
+        memoryview(mmap.mmap(-1, BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        for _ in range(NUM_BLOCKS)
+    ]
+
+
+class Digester:
+    """Takes in the bytes of a file through blocks; counts and digests them, and passes the blocks on."""
+
+    def __init__(self, take: Callable[[], memoryview], pass_on: Callable[[memoryview, int], None]) -> None:
+        """`take` gives an empty block; `pass_on` takes it back with so many bytes in it."""
+        self._take = take
+        self._pass_on = pass_on
+        self._block = memoryview(b"")
+        self._used_bytes = 0
+        self._size_bytes = 0
+        self._digest = xxhash.xxh3_128()
+
+    def room(self) -> memoryview:
+        """Where the next bytes go: at least one, at most a block. Follow it with `advance`."""
+        if self._used_bytes == len(self._block):
+            self._empty()
+            self._block = self._take()
+        return self._block[self._used_bytes :]
+
+    def advance(self, num_bytes: int) -> None:
+        """So many bytes have been put into the room."""
+        self._used_bytes += num_bytes
+
+    def put(self, data: bytes) -> None:
+        """Take in bytes that are at hand."""
+        left = memoryview(data)
+        while left:
+            room = self.room()[: len(left)]
+            room[:] = left[: len(room)]
+            self.advance(len(room))
+            left = left[len(room) :]
+
+    def finish(self, name: str) -> FileEntry:
+        """All bytes are in: what a manifest says of them."""
+        self._empty()
+        return FileEntry(name, self._size_bytes, self._digest.hexdigest())
+
+    def _empty(self) -> None:
+        if self._used_bytes:
+            self._digest.update(self._block[: self._used_bytes])
+            self._size_bytes += self._used_bytes
+            self._pass_on(self._block, self._used_bytes)
+        self._block, self._used_bytes = memoryview(b""), 0
+
+
+class DiskWriter:
+    """Makes files, one after another, on a thread of its own. A context manager.
+
+    Once something has failed, everything after it fails with the same error.
+    """
+
+    def __init__(self, blocks: Sequence[memoryview], poll: Callable[[], None]) -> None:
+        """`poll` is called between blocks; what it raises ends the writing."""
+        self._blocks: deque[tuple[memoryview, Future[None] | None]] = deque((block, None) for block in blocks)
+        self._poll = poll
+        self._worker = Worker("checkpoint disk")
+        self._last: Future[None] | None = None
+        self._file: fs.OpenFile | None = None
+        self._error: OSError | None = None
+
+    def __enter__(self) -> "DiskWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._worker.submit(self._close)
+        self._worker.close()
+
+    def begin_file(self, path: Path) -> Digester:
+        """A new file, made of the bytes that are put in until `end_file`; one at a time."""
+        self._submit(partial(self._create, path))
+        return Digester(self.take_block, self._write_block)
+
+    def end_file(self) -> None:
+        """All blocks of this file were passed on; it is made durable."""
+        self._submit(self._sync)
+
+    def digester(self) -> Digester:
+        """One that only digests; between files."""
+        return Digester(self.take_block, self._keep_block)
+
+    def take_block(self) -> memoryview:
+        """A block that may be filled; waits until its last bytes are on the disk."""
+        self._poll()
+        block, written = self._blocks.popleft()
+        if written is not None:
+            written.result()
+        return block
+
+    def wait(self) -> None:
+        """Until all is done. Durable after it: the bytes of every file, not yet their names.
+
+        Raises:
+            OSError: with the path.
+        """
+        if self._last is not None:
+            self._last.result()
+
+    def _write_block(self, block: memoryview, num_bytes: int) -> None:
+        self._blocks.append((block, self._submit(partial(self._write, block[:num_bytes]))))
+
+    def _keep_block(self, block: memoryview, _: int) -> None:
+        self._blocks.append((block, None))
+
+    def _submit(self, work: Callable[[], None]) -> Future[None]:
+        self._last = self._worker.submit(partial(self._unless_failed, work))
+        return self._last
+
+    def _unless_failed(self, work: Callable[[], None]) -> None:
+        if self._error is not None:
+            raise self._error
+        try:
+            work()
+        except OSError as error:
+            self._error = error
+            raise
+
+    def _create(self, path: Path) -> None:
+        self._file = fs.create(path)
+        self._file.write_directly()
+
+    def _write(self, data: memoryview) -> None:
+        assert self._file is not None
+        self._file.write(data)
+
+    def _sync(self) -> None:
+        assert self._file is not None
+        self._file.sync()
+        self._file.forget_cached()
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+
+@contextlib.contextmanager
+def reading(file: FileIO, blocks: Sequence[memoryview]) -> Iterator[Iterator[memoryview]]:
+    """The bytes of `file`, in views of at most a block; each is good until the next one is asked for.
+
+    They come from the disk, not from the page cache, where the system can do that. Some blocks are read
+    ahead; do not use any of `blocks` before the context is left.
+    """
+    direct = _Direct(file)
+    worker = Worker("checkpoint reader")
+    try:
+        yield _views(direct, blocks, worker)
+    finally:
+        worker.close()
+
+
+def _views(direct: "_Direct", blocks: Sequence[memoryview], worker: Worker) -> Iterator[memoryview]:
+    ahead = deque((block, worker.submit(partial(direct.fill, block))) for block in blocks)
+    while True:
+        block, filled = ahead.popleft()
+        num_bytes = filled.result()
+        if num_bytes:
+            yield block[:num_bytes]
+        if num_bytes < len(block):
+            return
+        ahead.append((block, worker.submit(partial(direct.fill, block))))
+
+
+class _Direct:
+    """A file that is read past the page cache, if that is possible."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self._is_direct = fs.set_direct(file.fileno(), True)
+
+    def fill(self, block: memoryview) -> int:
+        """Read a whole block; less only at the end of the file."""
+        num_bytes = 0
+        while num_bytes < len(block):
+            try:
+                num_read = self._file.readinto(block[num_bytes:])
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._is_direct:
+                    raise
+                # Behind an end of the file that is no multiple of a block; or it was never possible.
+                self._is_direct = fs.set_direct(self._file.fileno(), False)
+                continue
+            if not num_read:
+                break
+            num_bytes += num_read
+        return num_bytes

@@ -1,0 +1,104 @@
+"""The journal for people: what a step holds, row by row or group by group. Changes nothing, refuses nothing
+but what is damaged. Which run or policy a part is of is not asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from yaoki.errors import NothingThereError
+from yaoki.journal.housekeeping import journaled_steps
+from yaoki.journal.layout import step_name
+from yaoki.journal.parts import PART_SCHEMA
+from yaoki.journal.step_parts import Refusal, read_parts
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRow:
+    """One rollout as a person wants to see it."""
+
+    step: int
+    prompt: int
+    sample: int
+    policy_version: int
+    attempt: int
+    task_uid: str
+    problem: str
+    answer: str
+    reward: float
+    verdict: str
+    extracted: str | None
+    finish_reason: str
+    num_tokens: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """How often one prompt of a step was solved."""
+
+    step: int
+    prompt: int
+    task_uid: str
+    problem: str
+    answer: str
+    num_samples: int
+    num_correct: int
+
+
+def read_step(
+    directory: Path, step: int, columns: Sequence[str] | None = None
+) -> tuple[pa.Table, list[Refusal]]:
+    """All rollouts of a step, ordered by (prompt, sample), each once; and the parts that are damaged.
+
+    `columns` of PART_SCHEMA; all if not given. Raises NothingThereError if the journal has no such step.
+    """
+    names = list(columns or PART_SCHEMA.names)
+    needed = list(dict.fromkeys([*names, "prompt", "sample"]))
+    place = directory / step_name(step)
+    if not place.is_dir():
+        raise NothingThereError(f"the journal holds nothing of step {step}", hint=_what_there_is(directory))
+    parts, refused = read_parts(place, needed)
+    schema = pa.schema([PART_SCHEMA.field(name) for name in needed])
+    tables = [part.table.select(needed).replace_schema_metadata() for part in parts]
+    table = pa.concat_tables([schema.empty_table(), *tables])
+    order = table["prompt"].to_numpy().astype(np.int64) << 32 | table["sample"].to_numpy()
+    _, first = np.unique(order, return_index=True)
+    return table.take(first).select(names), refused
+
+
+def step_rows(
+    directory: Path, step: int, *, prompt: int | None = None, correct: bool | None = None
+) -> tuple[list[RolloutRow], list[Refusal]]:
+    """Rollouts of a step: of one prompt of its batch or of all; correct, wrong, or both (None)."""
+    fields = [name for name in RolloutRow.__dataclass_fields__ if name != "num_tokens"]
+    table, refused = read_step(directory, step, [*fields, "token_ids"])
+    if prompt is not None:
+        table = table.filter(pc.field("prompt") == prompt)
+    if correct is not None:
+        table = table.filter(pc.field("reward") == float(correct))
+    num_tokens = pc.list_value_length(table["token_ids"]).to_pylist()
+    rows = table.select(fields).to_pylist()
+    return [RolloutRow(**row, num_tokens=num) for row, num in zip(rows, num_tokens, strict=True)], refused
+
+
+def step_groups(directory: Path, step: int) -> tuple[list[GroupResult], list[Refusal]]:
+    """Each prompt of a step that has rollouts, in order; token ids and texts are not decoded."""
+    table, refused = read_step(directory, step, ["prompt", "task_uid", "problem", "answer", "reward"])
+    prompts, first, counts = np.unique(table["prompt"].to_numpy(), return_index=True, return_counts=True)
+    correct = np.add.reduceat(table["reward"].to_numpy(), first) if len(first) else np.zeros(0)
+    tasks = table.take(first).select(["task_uid", "problem", "answer"]).to_pylist()
+    return [
+        GroupResult(step, int(prompt), **task, num_samples=int(count), num_correct=int(total))
+        for prompt, task, count, total in zip(prompts, tasks, counts, correct, strict=True)
+    ], refused
+
+
+def _what_there_is(directory: Path) -> str:
+    steps = journaled_steps(directory)
+    if not steps:
+        return "it is empty; journal.enabled must be true while the run trains"
+    return f"it holds {len(steps)} steps, {steps[0]} to {steps[-1]}; journal.keep says which are kept"

@@ -1,0 +1,70 @@
+"""Which steps the journal holds, how much that is, and which of them may go. Opens no part."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from yaoki import fs
+from yaoki.journal.layout import names_in, parse_step, step_name
+
+
+@dataclass(frozen=True, slots=True)
+class JournalSummary:
+    """How much there is in a journal."""
+
+    num_steps: int
+    num_parts: int
+    num_bytes: int
+    first_step: int | None
+    last_step: int | None
+
+
+def journaled_steps(directory: Path) -> list[int]:
+    """Steps that have a directory in the journal, in order; none if there is no journal."""
+    steps = map(parse_step, names_in(directory))
+    return sorted(step for step in steps if step is not None)
+
+
+def journal_summary(directory: Path) -> JournalSummary:
+    """Sizes from the file system; nothing is opened or verified."""
+    steps = journaled_steps(directory)
+    num_parts = num_bytes = 0
+    for step in steps:
+        with contextlib.suppress(FileNotFoundError), os.scandir(directory / step_name(step)) as entries:
+            sizes = [entry.stat().st_size for entry in entries if entry.name.endswith(".parquet")]
+            num_parts += len(sizes)
+            num_bytes += sum(sizes)
+    return JournalSummary(
+        num_steps=len(steps),
+        num_parts=num_parts,
+        num_bytes=num_bytes,
+        first_step=steps[0] if steps else None,
+        last_step=steps[-1] if steps else None,
+    )
+
+
+def doomed_steps(steps: Iterable[int], oldest_checkpoint_step: int, keep: str) -> list[int]:
+    """The steps that no resume needs and `keep` ("needed", "all" or "every N") does not want, in order.
+
+    A resume begins after a checkpoint, so what led to the oldest one is not needed.
+    """
+    if keep == "all":
+        return []
+    every = int(keep.removeprefix("every ")) if keep != "needed" else None
+    return sorted(
+        step for step in steps if step <= oldest_checkpoint_step and (every is None or step % every != 0)
+    )
+
+
+def prune_steps(directory: Path, oldest_checkpoint_step: int, keep: str) -> list[Path]:
+    """Remove the doomed steps, and what a crash left of an earlier removal; returns what was removed."""
+    for name in names_in(directory):
+        if name.endswith(fs.TRASH_SUFFIX) and parse_step(name.removesuffix(fs.TRASH_SUFFIX)) is not None:
+            fs.remove_tree(directory / name)
+    doomed = doomed_steps(journaled_steps(directory), oldest_checkpoint_step, keep)
+    removed = [directory / step_name(step) for step in doomed]
+    for path in removed:
+        fs.remove_tree(path)
+    return removed

@@ -1,0 +1,234 @@
+"""One attempt of a run: build the live parts, restore them, train, sum up.
+
+Knows nothing of locks, nor of which checkpoint is the right one.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from yaoki.checkpoint.catalog import Catalog, Choice
+from yaoki.checkpoint.store import CheckpointStore, SavedCheckpoint, SaveInfo
+from yaoki.config.compat import config_digest
+from yaoki.config.schema import Config
+from yaoki.data.verifier_pool import VerifierPool
+from yaoki.errors import StopRequested
+from yaoki.journal.metrics import MetricsLog, read_metrics
+from yaoki.journal.rollouts import JournalIdentity, RolloutJournal
+from yaoki.run import rng
+from yaoki.run.board import Board
+from yaoki.run.build import (
+    build_engine,
+    build_kl,
+    build_learner,
+    choose_device,
+    empty_models,
+    environment,
+    start_models,
+)
+from yaoki.run.checkpointing import Checkpointer
+from yaoki.run.checkpoints import held_out_accuracies
+from yaoki.run.console import Console
+from yaoki.run.directory import RunDirectory
+from yaoki.run.environment import Environment, environment_digest
+from yaoki.run.grade import ResumeVerdict, judge
+from yaoki.run.recover import require_same_data, require_same_start, restore
+from yaoki.run.startup import Startup
+from yaoki.run.state import Lineage, Progress, RunState
+from yaoki.run.step_journal import StepJournal
+from yaoki.run.stop import StopSignal, space_shortage
+from yaoki.run.tasks import Tasks
+from yaoki.run.trainer import Trainer
+from yaoki.run.witnesses import Witnesses
+from yaoki.seeding import Purpose, seed
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, when it ended well."""
+
+    directory: RunDirectory
+    step: int
+    summary: dict[str, Any]
+    already_finished: bool
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What the building of one attempt needs at every turn."""
+
+    directory: RunDirectory
+    config: Config
+    console: Console
+    number: int
+    stop: StopSignal
+    stack: ExitStack
+    startup: Startup
+    replay_only: bool
+
+    def run(self, choice: Choice) -> Outcome:
+        """Build, restore, train, sum up."""
+        device = choose_device(self.config)
+        now = environment(self.config, device)
+        verdict = judge(choice, now, self.config, self.directory.parent)
+        self.console.headline(f"run {self.directory.path}, attempt {self.number}: {verdict.describe()}")
+        trainer = self._build(choice, verdict, now, device)
+        self.directory.store_config(self.config)  # only now is it known that the run can go on with it
+        self.console.start(trainer.state.progress.global_step, self.config.train.steps)
+        final_accuracy = trainer.run(measure_at_end=not self.replay_only)
+        summary = self._summary(trainer, final_accuracy)
+        self.directory.write_summary(summary)
+        return Outcome(self.directory, trainer.state.progress.global_step, summary, already_finished=False)
+
+    def _build(
+        self, choice: Choice, verdict: ResumeVerdict, now: Environment, device: torch.device
+    ) -> Trainer:
+        """All live parts, in the state that the attempt starts from; the generators are set last."""
+        config, directory, parent = self.config, self.directory, self.directory.parent
+        verifier = self.stack.enter_context(  # first: a wrong name should not be found after an hour
+            VerifierPool(
+                config.data.verifier, config.data.verifier_workers, config.data.verifier_time_limit_s
+            )
+        )
+        if choice.checkpoint is None:
+            models = start_models(config, directory, device, self.console, self.stop.poll_signals)
+        else:
+            models = empty_models(config, directory, device)
+        tasks = Tasks(config, models.tokenizer, self.console)
+        source = tasks.training_source()
+        eval_prompts = tasks.eval_prompts() if config.eval.every_steps else []
+        digest = tasks.digest(source, eval_prompts, directory.model)
+        if choice.checkpoint is not None:
+            require_same_data(choice.checkpoint, digest, config, parent)
+        state = RunState(
+            learner=build_learner(config, models),
+            loader=tasks.loader(source),
+            kl=build_kl(config),
+            progress=Progress(),
+            lineage=Lineage(directory.run_id, self.number, None if parent is None else parent.run_id),
+            metrics=MetricsLog(directory.metrics_path, directory.superseded_path(self.number)),
+        )
+        self.stack.callback(state.metrics.close)
+        board = Board(directory.tensorboard, verdict.step + 1)
+        self.stack.callback(board.close)
+        engine = build_engine(config, models)
+        facts = environment_digest(now, self.number)
+        self.startup.ended("build")
+        self._restore(choice, state, facts)  # after all that is built, for it sets the generators
+        self.startup.ended("load")
+        engine.load_weights(state.learner.weights(), state.progress.policy_version)
+        self.startup.ended("engine")
+        journal = self._open_journal()
+        checkpointer = self._checkpointer(verdict, now, digest, state.metrics, journal)
+        return Trainer(
+            config=config,
+            state=state,
+            engine=engine,
+            verifier=verifier,
+            eval_prompts=eval_prompts,
+            checkpointer=checkpointer,
+            board=board,
+            console=self.console,
+            stop=self.stop,
+            journal=StepJournal(journal, self.console, self._startup_ended, replay_only=self.replay_only),
+            witnesses=self._witnesses(),
+            require_space=self._require_space,
+            environment_digest=facts,
+        )
+
+    def _restore(self, choice: Choice, state: RunState, facts: str) -> None:
+        """Every part as the checkpoint has it, or as step 0 has it."""
+        if choice.checkpoint is not None:
+            restore(choice.checkpoint, state, self.directory.parent)
+            self.console.note(f"restored: {'; '.join(part.holds for part in state.inventory())}")
+            return
+        state.metrics.cut_back(None)
+        rng.seed_generators(seed(self.config.train.seed, Purpose.FRAMEWORK))
+        require_same_start(self.directory, state, facts)
+
+    def _startup_ended(self, phase: str) -> None:
+        self.startup.ended(phase)
+        if self.startup.is_over:
+            self.directory.record_startup(self.number, self.startup.seconds)
+
+    def _open_journal(self) -> RolloutJournal | None:
+        config = self.config.journal
+        if not config.enabled:
+            return None
+        identity = JournalIdentity(
+            self.directory.run_id, config_digest(self.config), self.number, engine=self.config.engine.type
+        )
+        journal = RolloutJournal(
+            self.directory.rollouts,
+            identity,
+            flush_seconds=config.flush_seconds,
+            flush_rollouts=config.flush_rollouts,
+        )
+        return self.stack.enter_context(journal)
+
+    def _witnesses(self) -> Witnesses:
+        """Rows that this attempt and earlier ones cut off: trying again does not make a divergence right."""
+        files = [self.directory.superseded_path(attempt) for attempt in range(1, self.number + 1)]
+        return Witnesses(row for file in files for row in read_metrics(file))
+
+    def _require_space(self) -> None:
+        if shortage := space_shortage(self.directory.path, self.config.run.min_free_gb):
+            raise StopRequested(shortage)
+
+    def _checkpointer(
+        self,
+        verdict: ResumeVerdict,
+        now: Environment,
+        dataset_digest: str,
+        metrics: MetricsLog,
+        journal: RolloutJournal | None,
+    ) -> Checkpointer:
+        info = SaveInfo(
+            run_id=self.directory.run_id,
+            attempt=self.number,
+            parent=verdict.checkpoint,
+            config_digest=config_digest(self.config),
+            dataset_digest=dataset_digest,
+            environment=now,
+        )
+        checkpointer = Checkpointer(
+            store=CheckpointStore(self.directory.checkpoints),
+            info=info,
+            config=self.config.checkpoint,
+            accuracies=self._accuracies,
+            sync_metrics=metrics.sync,
+            saved_step=-1 if verdict.checkpoint is None else verdict.step,
+            on_saved=partial(self._on_saved, journal),
+        )
+        return self.stack.enter_context(checkpointer)
+
+    def _accuracies(self) -> dict[int, float]:
+        return held_out_accuracies(read_metrics(self.directory.metrics_path))
+
+    def _on_saved(self, journal: RolloutJournal | None, saved: SavedCheckpoint) -> None:
+        self.directory.mark_saved()
+        self.stop.saved(saved.duration_s)
+        if journal is not None:
+            oldest = min(c.step for c in Catalog(self.directory.checkpoints).candidates())
+            journal.prune(oldest, self.config.journal.keep)
+        size_mb = saved.size_bytes / 1e6
+        self.console.note(f"saved {saved.path.name}: {size_mb:.1f} MB in {saved.duration_s:.2f} s")
+
+    def _summary(self, trainer: Trainer, final_accuracy: float | None) -> dict[str, Any]:
+        rows = read_metrics(self.directory.metrics_path)
+        measured = [row["accuracy"] for row in rows if row["accuracy"] is not None]
+        progress = trainer.state.progress
+        return {
+            "steps": progress.global_step,
+            "attempts": self.number,
+            "accuracy_before": measured[0] if measured else None,
+            "accuracy_after": final_accuracy,
+            "best_accuracy": progress.best_accuracy,
+            "best_step": progress.best_step,
+            "num_rollouts": progress.num_rollouts,
+            "num_tokens": progress.num_tokens,
+            "train_seconds": round(trainer.state.lineage.train_seconds, 1),
+        }

@@ -1,0 +1,125 @@
+"""A new run that goes on from a checkpoint of another: `yaoki fork`. No torch in here.
+
+The new directory is made beside its name and renamed to it, so it is there whole or not at all. It does not
+depend on its parent: the checkpoint's files are hard links, or copies on another disk, and the parent may
+be pruned or removed. Knows nothing of how a step is trained: one without a checkpoint is restored first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from yaoki import fs
+from yaoki.checkpoint.canonical import FormatError, parse
+from yaoki.checkpoint.catalog import ValidCheckpoint
+from yaoki.checkpoint.layout import STATE, directory_name
+from yaoki.checkpoint.manifest import Manifest
+from yaoki.checkpoint.verify import verify
+from yaoki.config.load import with_overrides
+from yaoki.errors import CorruptCheckpointError, RefusedError
+from yaoki.run.directory import RunDirectory
+from yaoki.run.find import find_checkpoint
+from yaoki.run.parent import Parent, changes_of_path
+from yaoki.run.transfer import copy_tree, take_over
+
+
+def _nothing_to_do() -> None:
+    """Where only a checkpoint that is there will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A run that was made from another."""
+
+    directory: RunDirectory
+    parent: Parent
+    is_linked: bool
+    """The checkpoint's files are hard links; otherwise copies."""
+
+
+def fork(
+    source: RunDirectory,
+    step: int,
+    target: RunDirectory,
+    overrides: Sequence[str],
+    restore: Callable[[], object] = _nothing_to_do,
+) -> Fork:
+    """Make `target` a run that goes on from `step`, with some settings changed.
+
+    Args:
+        restore: called where there is no checkpoint of `step`; it may make one.
+
+    Raises:
+        NothingThereError: there is no such run, or no checkpoint of `step`.
+        RefusedError: `target` holds something, or the saved state does not fit the changed settings.
+        UsageError: an override makes no sense.
+        CorruptCheckpointError: the checkpoint, or the rows of metrics.jsonl that belong to it, are damaged.
+    """
+    source.require_run()
+    _require_free(target.path)
+    before = source.stored_config()
+    config = with_overrides(before, overrides)
+    changes = changes_of_path(before, config)
+    if not (source.checkpoints / directory_name(step)).is_dir():
+        restore()
+    checkpoint = find_checkpoint(source, step)
+    parent = _parent(source, checkpoint.manifest, changes)
+    making = RunDirectory(target.path.with_name(target.path.name + ".tmp"))
+    if making.path.exists():
+        fs.remove_tree(making.path)
+    try:
+        making.create(config, name=target.path.name, parent=parent)
+        copy_tree(source.model, making.model)
+        is_linked = take_over(checkpoint, making.checkpoints)
+        if not is_linked:
+            verify(making.checkpoints / directory_name(step))
+        fs.publish(making.metrics_path, _rows_of(source, checkpoint))
+        making.mark_saved()
+        fs.replace_durably(making.path, target.path)
+    finally:
+        if making.path.exists():
+            fs.remove_tree(making.path)
+    return Fork(target, parent, is_linked)
+
+
+def _require_free(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RefusedError(f"{path} is in the way", hint="name a new directory with --to")
+
+
+def _parent(source: RunDirectory, manifest: Manifest, changes: tuple[str, ...]) -> Parent:
+    """What the new run says of its origin. A fork of a fork may take over what its parent had taken over."""
+    grandparent = source.parent
+    if grandparent is not None and grandparent.gave(manifest):
+        changes = (*grandparent.changes, *(name for name in changes if name not in grandparent.changes))
+    return Parent(
+        run_id=manifest.run_id,
+        path=str(source.path.absolute()),
+        step=manifest.step,
+        config_digest=manifest.config_digest,
+        dataset_digest=manifest.dataset_digest,
+        changes=changes,
+    )
+
+
+def _rows_of(source: RunDirectory, checkpoint: ValidCheckpoint) -> bytes:
+    """The beginning of metrics.jsonl that the checkpoint counts as its own."""
+    path = checkpoint.path / STATE
+    try:
+        match parse(path.read_bytes()):
+            case {"shared": {"metrics": {"num_bytes": int(num_bytes), "xxh3_128": str(digest)}}}:
+                pass
+            case _:
+                raise FormatError("it does not say where its metrics end")
+    except FormatError as error:
+        raise CorruptCheckpointError(f"{path}: {error}") from error
+    rows = source.metrics_path.read_bytes()[:num_bytes]
+    if xxhash.xxh3_128_hexdigest(rows) != digest:
+        raise CorruptCheckpointError(
+            f"{source.metrics_path} does not begin with the {num_bytes:,} bytes that {checkpoint.path.name} "
+            "was made with",
+            hint="put the file back as it was",
+        )
+    return rows

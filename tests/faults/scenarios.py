@@ -1,0 +1,8 @@
+"""All scenarios."""
+
+from .checkpoint_scenarios import CHECKPOINTS
+from .journal_scenarios import JOURNALS
+from .run_scenarios import RUNS
+from .scenario import Scenario
+
+SCENARIOS: list[Scenario] = [*CHECKPOINTS, *JOURNALS, *RUNS]

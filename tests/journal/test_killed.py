@@ -1,0 +1,98 @@
+"""Writers killed with SIGKILL at random instants: what was acknowledged is there, nothing torn is read."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from yaoki.journal.layout import step_name
+from yaoki.journal.parts import encode_part
+
+from .samples import PROMPTS, STEP, VERSION, batch, journal, sample_of
+
+BATCHES = [
+    [(prompt, 10 * number + sample) for prompt in range(4) for sample in range(3)] for number in range(40)
+]
+NUM_TOKENS = 200
+
+
+def keep_journaling(run: Path, attempt: int, pipe: int) -> None:
+    """Write what is missing, and say on the pipe what is durable: one byte for each micro-batch."""
+    with journal(run, attempt, flush_seconds=0.002, flush_rollouts=24) as log:
+        log.open_step(STEP, VERSION, PROMPTS)
+        assert log.take_quarantined() == []
+        written: list[int] = []
+        for number, places in enumerate(BATCHES):
+            if log.find(places) is not None:
+                continue
+            log.append(STEP, batch(places, num_tokens=NUM_TOKENS))
+            written.append(number)
+            if number % 3 == 2:
+                log.sync()
+                os.write(pipe, bytes(written))
+                written = []
+
+
+def killed(run: Path, attempt: int, after: int, then_s: float) -> tuple[set[int], bool]:
+    """Kill a writer a little after it has acknowledged `after` micro-batches.
+
+    Returns those that it had acknowledged, and whether it came to its end before.
+    """
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            keep_journaling(run, attempt, write_end)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        acknowledged = set(pipe.read(after))
+        time.sleep(then_s)
+        os.kill(child, signal.SIGKILL)
+        acknowledged |= set(pipe.read())
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return acknowledged, not os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_acknowledged_is_found(tmp_path: Path, seed: int) -> None:
+    """Each attempt goes on where the one before was killed."""
+    randomness = random.Random(seed)
+    acknowledged: set[int] = set()
+    for attempt in range(1, 7):
+        newly, finished = killed(tmp_path, attempt, randomness.randrange(12), randomness.uniform(0, 0.02))
+        acknowledged |= newly
+        with journal(tmp_path, attempt + 100, rank=1) as log:
+            log.open_step(STEP, VERSION, PROMPTS)
+            found = [log.find(places) for places in BATCHES]
+        for number, (places, samples) in enumerate(zip(BATCHES, found, strict=True)):
+            assert samples is not None or number not in acknowledged
+            expected = [sample_of(rollout) for rollout in batch(places, num_tokens=NUM_TOKENS)]
+            assert samples in (None, expected)
+        if finished:
+            break
+    assert len(acknowledged) > 10
+    with journal(tmp_path, 50) as log:
+        log.open_step(STEP, VERSION, PROMPTS)
+        assert log.take_quarantined() == []
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_part_that_was_cut_short_before_its_rename_is_removed(tmp_path: Path) -> None:
+    directory = tmp_path / "rollouts" / step_name(STEP)
+    directory.mkdir(parents=True)
+    with journal(tmp_path) as log:
+        name, data = encode_part(batch(BATCHES[0]), log._identity, STEP, 1)
+        (directory / f"{name}.tmp").write_bytes(data.to_pybytes()[:1000])
+        log.open_step(STEP, VERSION, PROMPTS)
+        assert log.take_quarantined() == []
+        assert os.listdir(directory) == []
+        log.append(STEP, batch(BATCHES[0]))
+    assert [part.split("-")[3] for part in os.listdir(directory)] == ["00002"]

@@ -4,13 +4,19 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RECIPE ?= recipes/tiny.toml
 
-.PHONY: train test lint docs clean
+.PHONY: train test lint crash soak docs clean
 
 train: .venv/installed  ## train the built-in base model on generated arithmetic, about four minutes
 	$(BIN)/yaoki train $(RECIPE)
 
 test: .venv/installed-test lint  ## everything that the CPU can run
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+crash: .venv/installed-test  ## every crash point and every power cut, not only the sample that `test` takes
+	$(BIN)/python -m pytest -m crash tests/faults
+
+soak: .venv/installed-test  ## train under SIGKILLs at random instants for half an hour
+	$(BIN)/python benchmarks/soak.py --minutes 30
 
 lint: .venv/installed-test
 	$(BIN)/ruff check

@@ -49,9 +49,8 @@ class OpenFile:
                 except OSError as error:
                     if error.errno != errno.EINVAL or not self._is_direct:
                         raise
-                    self._is_direct = set_direct(
-                        self._descriptor, False
-                    )  # a file system that says yes and does not mean it
+                    # A file system that says yes and does not mean it.
+                    self._is_direct = set_direct(self._descriptor, False)
 
     def cut(self, num_bytes: int) -> None:
         """Drop what is after the first `num_bytes`. Durable only after `sync`."""

@@ -12,6 +12,7 @@ from yaoki.checkpoint.manifest import Scope
 from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.snapshot import PartState, Snapshot
+from yaoki.checkpoint.source import TensorSource
 from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import verify
 from yaoki.errors import YaokiError
@@ -55,6 +56,13 @@ def test_an_unchanged_part_is_one_file_with_many_names(store: CheckpointStore) -
     assert [path.name for path in store.prune(Policy(keep_last=1))] == ["step-00000001", "step-00000002"]
     verify(files[2].parent)
     assert files[2].stat().st_nlink == 1
+
+
+def test_what_was_linked_need_not_be_waited_for(store: CheckpointStore) -> None:
+    save(store, 1)
+    source = TensorSource()
+    store.commit(snapshot(2), source, step=2, info=INFO)
+    assert source.release(0)
 
 
 def test_a_changed_part_is_written(store: CheckpointStore) -> None:
@@ -107,8 +115,6 @@ def test_the_same_step_saved_again_is_not_taken_for_the_old_one(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A save of step 1 that was not read back must not be linked to because an earlier step 1 was."""
-    from yaoki.checkpoint.source import TensorSource
-
     old = save(store, 1)
     store.commit(snapshot(1, version=1), TensorSource(), step=1, info=INFO)
     replaced = old.parent.with_name("step-00000001.replaced-1") / FILE

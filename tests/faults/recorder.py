@@ -20,6 +20,7 @@ _LOOKS = {
     "close",
     "fspath",
     "fstat",
+    "getpid",
     "listdir",
     "lseek",
     "lstat",
@@ -112,6 +113,9 @@ class Recorder:
 
     def ftruncate(self, descriptor: int, length: int) -> None:
         self._effect("ftruncate", descriptor, lambda: os.ftruncate(descriptor, length), offset=length)
+
+    def truncate(self, descriptor: int, length: int) -> None:
+        self.ftruncate(descriptor, length)
 
     def posix_fallocate(self, descriptor: int, offset: int, length: int) -> None:
         self._effect("posix_fallocate", descriptor, lambda: os.posix_fallocate(descriptor, offset, length))

@@ -45,6 +45,7 @@ def kept_rows(root: Path) -> list[Row]:
 
 def resumed_log(root: Path) -> MetricsLog:
     """A new attempt's, cut back to the checkpoint of step 3."""
+    RunDirectory(root).remove_leftovers()
     log = open_log(root, attempt=2 + len(list(root.glob("attempts/*"))))
     log.cut_back(LogPosition(**json.loads((root / "position.json").read_text())))
     return log
@@ -143,7 +144,7 @@ class SmallFiles:
         directory = RunDirectory(root / "run")
         if not directory.exists:
             directory.create(make_config())
-        acknowledge("made")
+            acknowledge("made")  # a process that only finds it relies on it no sooner than on its own attempt
         directory.log_attempt({"attempt": 1})
         acknowledge("begun")
         directory.store_config(make_config("train.steps=9"))

@@ -1,8 +1,9 @@
 """All scenarios."""
 
 from .checkpoint_scenarios import CHECKPOINTS
+from .fork_scenarios import BESIDES
 from .journal_scenarios import JOURNALS
 from .run_scenarios import RUNS
 from .scenario import Scenario
 
-SCENARIOS: list[Scenario] = [*CHECKPOINTS, *JOURNALS, *RUNS]
+SCENARIOS: list[Scenario] = [*CHECKPOINTS, *JOURNALS, *RUNS, *BESIDES]

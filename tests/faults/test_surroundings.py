@@ -26,9 +26,10 @@ from yaoki.run.directory import RunDirectory
 from yaoki.run.status import run_status
 
 from .ext4 import CannotMount, make_image, mounted
+from .resumes import TINY
 
 STEPS = 6
-CONFIG = make_config(f"train.steps={STEPS}", "eval.every_steps=0")
+CONFIG = make_config(*TINY, f"train.steps={STEPS}")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def assert_same_or_refused(ended: Ended, path: Path, unbroken: Path) -> None:
 def test_the_clock_jumps_back_between_attempts(unbroken: Path, tmp_path: Path) -> None:
     """Nothing is chosen by time."""
     path = tmp_path / "run"
-    run_to_end(path, make_config("train.steps=3", "eval.every_steps=0"))
+    run_to_end(path, make_config(*TINY, "train.steps=3"))
     assert run(path, CONFIG, before=the_clock_says_1970).exit_code == 0
     assert_same_run(path, unbroken, STEPS)
 
@@ -113,7 +114,7 @@ def test_a_disk_that_is_read_only(unbroken: Path, tmp_path: Path) -> None:
     with mounted(image, tmp_path / "disk") as disk:
         path = Path(shutil.copytree(unbroken, disk / "run"))
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        longer = make_config(f"train.steps={STEPS + 1}", "eval.every_steps=0")
+        longer = make_config(*TINY, f"train.steps={STEPS + 1}")
         process = start_elsewhere(path, longer, tmp_path)
         assert process.exit_code == 3, process.log
         assert "Read-only file system" in process.log

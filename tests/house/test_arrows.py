@@ -34,7 +34,7 @@ ROOMS = {
         "seeding",
         "types",
     },
-    "cli_options": set(),
+    "cli_options": {"errors"},
     "cli_tables": set(),
     "cli_text": {"cli_tables", "run"},
     "cli_checkpoints": {"cli_options", "cli_tables", "run", "journal", "errors"},

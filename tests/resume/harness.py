@@ -11,7 +11,9 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from yaoki.checkpoint.verify import read_manifest, verify
 from yaoki.config.load import load_config
 from yaoki.config.schema import Config
 from yaoki.errors import StopRequested, YaokiError
-from yaoki.journal.metrics import CLOCK_KEYS, read_metrics
+from yaoki.journal.metrics import CLOCK_KEYS, MetricsLog, read_metrics
 from yaoki.run.directory import RunDirectory
 from yaoki.types import Task, Verdict, VerdictReason
 
@@ -111,14 +113,31 @@ def run_to_end(path: Path, config: Config, before: Any = None) -> str:
 
 
 def run_and_kill(path: Path, config: Config, after_step: int, rng: random.Random) -> int:
-    """SIGKILL an attempt at a random instant of a step after `after_step`; returns the steps it had done."""
-    process = start(path, config)
-    wait_for_step(path, process, after_step)
-    rows = read_metrics(path / "metrics.jsonl")
-    step_s = rows[-1]["timing"]["step_s"]
-    time.sleep(rng.uniform(0, 2.0 * step_s))
-    kill(process)
+    """SIGKILL an attempt at a random instant of the two steps after `after_step`; returns the steps done.
+
+    The process kills itself, for on a busy machine another one may be too late for a short run.
+    """
+    fraction = rng.uniform(0, 2.0)
+
+    def patch() -> None:
+        append = MetricsLog.append
+
+        def append_and_await_death(self: MetricsLog, row: Mapping[str, Any]) -> None:
+            if row["step"] == after_step + 2:
+                die()
+            append(self, row)
+            if row["step"] == after_step:
+                threading.Timer(fraction * row["timing"]["step_s"], die).start()
+
+        MetricsLog.append = append_and_await_death  # type: ignore[method-assign]
+
+    ended = run(path, config, patch)
+    assert ended.exit_code == -signal.SIGKILL, ended.log
     return len(read_metrics(path / "metrics.jsonl"))
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def wait_for_step(path: Path, process: multiprocessing.Process, step: int) -> None:

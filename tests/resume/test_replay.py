@@ -1,6 +1,5 @@
 """Recovery from the journal: nothing is sampled twice, and the bits are those of the unbroken run."""
 
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.resume.harness import EVERYTHING, assert_same_run, make_config, run, run_to_end
+from tests.resume.harness import EVERYTHING, assert_same_run, die, make_config, run, run_to_end
 from yaoki.journal.metrics import MetricsLog, read_metrics
 from yaoki.learner.learner import Learner
 from yaoki.run.step_journal import StepJournal
@@ -29,10 +28,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, model_cache: None) -> Pat
     path = tmp_path_factory.mktemp("unbroken") / "run"
     run_to_end(path, config_of())
     return path
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_while_generating(step: int, after: int) -> Patch:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.manifest import Scope
 from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.store import CheckpointStore, SavedCheckpoint
+from yaoki.checkpoint.store import CheckpointStore, Committed, SavedCheckpoint
 from yaoki.config.schema import CheckpointConfig
 from yaoki.errors import YaokiError
 from yaoki.run.checkpointing import Checkpointer
@@ -167,7 +168,12 @@ def test_training_goes_on_while_the_disk_is_slow_and_waits_only_before_the_updat
     assert saved_steps(tmp_path) == [1]
 
 
-def test_with_copies_the_update_does_not_wait_for_the_disk(tmp_path: Path, gate: Gate) -> None:
+@pytest.mark.parametrize("num_written", [0, 3, 9])
+def test_with_copies_the_update_does_not_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_written: int
+) -> None:
+    gate = Gate(num_written)
+    replace_os(monkeypatch, write=gate.write)
     with (training := Training(tmp_path, on_overrun="copy")).checkpointer:
         training.update()
         training.boundary()
@@ -326,6 +332,7 @@ def test_a_checkpoint_that_does_not_read_back_is_a_failure_and_lets_nothing_olde
         training.boundary()
         with pytest.raises(YaokiError, match="step-00000002 does not read back"):
             training.checkpointer.finish()
+        assert [step for step, _ in training.told] == [1]
     choice = Catalog(tmp_path).choose_or_raise()
     assert choice.checkpoint is not None
     assert choice.checkpoint.manifest.step == 1
@@ -379,6 +386,33 @@ def test_a_stop_inside_the_window_saves_the_boundary_at_hand(tmp_path: Path) -> 
         assert saved_steps(tmp_path) == [1]
         training.checkpointer.save_held()
         assert [step for step, _ in training.told] == [1]
+
+
+def test_a_stop_does_not_wait_for_the_read_back_of_an_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(tmp_path, every_steps=2, keep_last=1)
+    begun = threading.Event()
+
+    def read_back(committed: Committed, poll: Callable[[], None]) -> None:
+        """A slow one: it only ends because it is not wanted any more."""
+        if committed.saved.step == 3:
+            return
+        begun.set()
+        while True:
+            poll()
+            time.sleep(0.001)
+
+    monkeypatch.setattr(training.store, "read_back", read_back)
+    with training.checkpointer:
+        training.update()
+        training.next_step()  # due
+        training.next_step()  # not due
+        assert begun.wait(60)
+        training.checkpointer.save_held()
+        assert [step for step, _ in training.told] == [2, 3]
+        training.checkpointer.finish()
+    assert saved_steps(tmp_path) == [3]
 
 
 def test_a_stop_during_the_update_waits_for_what_was_begun_and_saves_no_half_of_a_step(

@@ -1,13 +1,17 @@
 """Two processes never train one run; a dead one leaves no lock behind."""
 
+import multiprocessing
 import signal
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
 
 from tests.resume.harness import finish, kill, start, wait_for_step
+from yaoki.checkpoint.catalog import Choice
 from yaoki.cli_text import describe_status
 from yaoki.errors import RefusedError
+from yaoki.run.attempt import Attempt, Outcome
 from yaoki.run.directory import RunDirectory
 from yaoki.run.status import run_status
 
@@ -35,6 +39,35 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> 
     assert [attempt["outcome"] for attempt in run_status(RunDirectory(path))["attempts"]] == ["killed"]
     with RunDirectory(path).lock():
         pass
+
+
+def test_of_two_that_start_at_the_same_instant_one_trains(tmp_path: Path) -> None:
+    """On a directory that is not there yet. The one that trains waits for the other's end."""
+    path, config = tmp_path / "run", config_of("train.steps=1")
+    context = multiprocessing.get_context("fork")
+    at_once, other_has_ended = context.Barrier(2), context.Event()
+    run = Attempt.run
+
+    def run_alone(attempt: Attempt, choice: Choice) -> Outcome:
+        assert other_has_ended.wait(120)
+        return run(attempt, choice)
+
+    def before() -> None:
+        Attempt.run = run_alone  # type: ignore[method-assign]
+        at_once.wait(60)
+
+    both = [start(path, config, before), start(path, config, before)]
+    (ended,) = wait([process.sentinel for process in both], 120)
+    (refused,) = [process for process in both if process.sentinel == ended]
+    refused.join()
+    assert refused.exitcode == 3
+    other_has_ended.set()
+    for process in both:
+        process.join(120)
+    assert sorted(process.exitcode or 0 for process in both) == [0, 3]
+    (attempt,) = RunDirectory(path).attempts()
+    assert attempt["outcome"] == "finished"
+    assert attempt["pid"] != refused.pid
 
 
 def test_looking_at_a_run_does_not_take_its_lock(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ checkpoint that is passed over is passed over with a reason. It knows nothing of
 At most one process changes a directory at a time; the run's lock sees to that.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,11 @@ class Refusal:
     path: Path
     reason: str
     """Which file, and what is wrong with it."""
+
+    @classmethod
+    def because(cls, path: Path, error: CorruptCheckpointError) -> "Refusal":
+        """With the error's message, which need not name the directory again."""
+        return cls(path, error.message.removeprefix(f"{path}/").removeprefix(f"{path}: "))
 
     def __str__(self) -> str:
         return f"{self.path.name}: {self.reason}"
@@ -72,38 +77,45 @@ class Catalog:
         found = [candidate for path in paths if (candidate := parse_directory(path)) is not None]
         return sorted(found, key=_preference)
 
-    def newest_valid(self, *, read_all: bool = True) -> Choice:
+    def newest_valid(self, *, read_all: bool = True, refused: Sequence[Refusal] = ()) -> Choice:
         """Verify from the newest on and stop at the first that is whole.
 
         Args:
-            read_all: False believes the files when manifest and sizes are right: for a quick look, not to
-                resume from.
+            read_all: False believes the files when manifest and sizes are right: for a quick look, or where
+                all of it is verified when it is restored.
+            refused: found to be of no use already; passed over for the same reasons.
 
         Raises:
             YaokiError: the directory exists but cannot be listed.
         """
         check: Callable[[Path], Manifest] = self._verify if read_all else check_sizes
-        refusals = []
+        refusals: list[Refusal] = []
+        known = {refusal.path: refusal for refusal in refused}
         for candidate in self.candidates():
+            if candidate.path in known:
+                refusals.append(known[candidate.path])
+                continue
             if candidate.kind is Kind.UNFINISHED:
                 refusals.append(Refusal(candidate.path, candidate.explanation))
                 continue
             try:
                 manifest = check(candidate.path)
             except CorruptCheckpointError as error:
-                refusals.append(Refusal(candidate.path, _without_path(error.message, candidate.path)))
+                refusals.append(Refusal.because(candidate.path, error))
             else:
                 return Choice(ValidCheckpoint(candidate.path, manifest), tuple(refusals))
         return Choice(None, tuple(refusals))
 
-    def choose_or_raise(self, *, read_all: bool = True) -> Choice:
+    def choose_or_raise(self, *, read_all: bool = True, refused: Sequence[Refusal] = ()) -> Choice:
         """The checkpoint to resume from; none in it means that none was ever committed: start fresh.
+
+        See `newest_valid` for the arguments.
 
         Raises:
             CorruptCheckpointError: some were committed, but none is whole; lists every reason.
             YaokiError: the directory exists but cannot be listed.
         """
-        choice = self.newest_valid(read_all=read_all)
+        choice = self.newest_valid(read_all=read_all, refused=refused)
         committed = [candidate for candidate in self.candidates() if candidate.kind is not Kind.UNFINISHED]
         if choice.checkpoint is None and committed:
             reasons = "\n".join(f"  {refusal}" for refusal in choice.refusals)
@@ -208,10 +220,6 @@ class Catalog:
 def _preference(candidate: Candidate) -> tuple[int, int, int]:
     kinds = (Kind.COMMITTED, Kind.REPLACED, Kind.UNFINISHED)
     return (-candidate.step, kinds.index(candidate.kind), -candidate.generation)
-
-
-def _without_path(message: str, path: Path) -> str:
-    return message.removeprefix(f"{path}/").removeprefix(f"{path}: ")
 
 
 def _created_unix_s(path: Path) -> float | None:

@@ -98,7 +98,7 @@ def read_into(
     for file in files:
         tensors = file.targets(targets.get(file.part, {}))
         read_checked(file.path, file.entry, blocks, Scatter(file.path, file.header, tensors).take)
-        stored |= {(file.part, form.name): tensor for form, tensor in zip(file.order, tensors, strict=True)}
+        stored |= {(file.part, saved.name): tensor for saved, tensor in zip(file.order, tensors, strict=True)}
     parts = {}
     for part_entry in wanted:
         name = part_entry.name
@@ -110,13 +110,16 @@ def read_into(
 def restore_into(live: Tensors, loaded: Tensors) -> None:
     """Copy every loaded tensor into the live one of its name, in place; first make sure that all fit.
 
+    One that was read straight into the live one is there already.
+
     Raises:
         RefusedError: names are missing or left over, or shapes or dtypes differ. Nothing was copied.
     """
     require_same_forms(_forms(live), _forms(loaded))
     with torch.no_grad():
         for name, tensor in loaded.items():
-            live[name].copy_(tensor)
+            if live[name].data_ptr() != tensor.data_ptr():
+                live[name].copy_(tensor)
 
 
 @dataclass(frozen=True, slots=True)

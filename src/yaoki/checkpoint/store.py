@@ -119,12 +119,12 @@ class CheckpointStore(Catalog):
         path = self.directory / directory_name(step)
         unfinished = self.directory / unfinished_name(step)
         try:
-            files = plan(snapshot, rank=0, world_size=1)
-            source.begin({file.name: file.pieces() for file in files})  # from here on it can be released
             fs.make_directory(self.directory)
             self._remove_leftovers()
+            files = plan(snapshot, rank=0, world_size=1)
             earlier = self._earlier_files()
             self._require_space(files, earlier)
+            source.begin({file.name: file.pieces() for file in files})  # from here on it can be released
             fs.make_directory(unfinished)
             state = write_state(unfinished, snapshot)
             with DiskWriter(self._blocks, poll) as disk:

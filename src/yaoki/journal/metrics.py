@@ -80,8 +80,6 @@ class MetricsLog:
                 f"{self._num_rows} rows of digest {self.position().xxh3_128}, not {position.xxh3_128}",
                 hint="put the file back as it was; Yaoki never changes rows that a checkpoint counts",
             )
-        for unfinished in self._superseded_path.parent.parent.glob("*/superseded.jsonl.tmp"):
-            fs.remove_file(unfinished)  # of an attempt that died right here
         if later:
             fs.make_directory(self._superseded_path.parent)
             fs.publish(self._superseded_path, b"".join(line for line in later if _parsed(line)))

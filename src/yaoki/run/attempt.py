@@ -65,9 +65,9 @@ class Attempt:
     console: Console
     number: int
     stop: StopSignal
-    stack: ExitStack
     startup: Startup
     replay_only: bool
+    stack: ExitStack
 
     def run(self, choice: Choice) -> Outcome:
         """Build, restore, train, sum up."""

@@ -15,6 +15,7 @@ from functools import partial
 from threading import Event
 from time import perf_counter
 from types import TracebackType
+from typing import Any
 
 from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.snapshot import Snapshot
@@ -27,8 +28,8 @@ _LEAVE_S = 5.0
 """How long a write that nobody wants any more may take to notice it; a disk that hangs never does."""
 
 
-class _Abandoned(Exception):
-    """Nobody will use what is being written."""
+class _GivenUp(Exception):
+    """Nobody waits any more for what is being done."""
 
 
 @dataclass(slots=True)
@@ -38,6 +39,8 @@ class _Save:
     source: TensorSource
     committed: Future[Committed]
     checked: Future[None]
+    skip_check: Event
+    """Set when something else is more urgent than to read it back."""
     is_told: bool = False
 
 
@@ -97,10 +100,16 @@ class Checkpointer:
                 self._begin()
 
     def save_held(self) -> None:
-        """Make sure that the boundary at hand is durable, if there is one, and what was begun before it."""
+        """Make sure that the boundary at hand is durable, if there is one, and what was begun before it.
+
+        For a stop: whoever stopped the run may not wait long. `finish` also reads it back and prunes.
+        """
         with self._stalling():
             self._settle(wait=False)
-            self._begin()
+            earlier = tuple(self._saves)
+            if self._begin():
+                for save in earlier:
+                    save.skip_check.set()
             for save in tuple(self._saves):
                 self._tell(save)
 
@@ -115,7 +124,7 @@ class Checkpointer:
             copy_bytes = int(self._config.copy_memory_gb * 1e9) if may_copy else 0
             for save in tuple(self._saves):
                 if not save.source.release(copy_bytes):
-                    self._tell(save)  # raises what went wrong
+                    self._await(save, save.committed)  # which is an error
             self._settle(wait=False)
 
     def finish(self) -> None:
@@ -135,53 +144,61 @@ class Checkpointer:
         finally:
             self._stall_s += perf_counter() - start
 
-    def _begin(self) -> None:
-        """Have the boundary at hand written; nothing to do if it has been, or if none is at hand."""
+    def _begin(self) -> bool:
+        """Have the boundary at hand written, if there is one that was not; says whether there is."""
         if self._held is None or self._held[1] == self._saved_step:
-            return
+            return False
         snapshot, self._saved_step = self._held
-        source = TensorSource()
+        source, skip_check = TensorSource(), Event()
         committed = self._worker.submit(partial(self._write, snapshot, source, self._saved_step))
-        checked = self._worker.submit(partial(self._check, committed))
-        self._saves.append(_Save(source, committed, checked))
+        checked = self._worker.submit(partial(self._check, committed, skip_check))
+        self._saves.append(_Save(source, committed, checked, skip_check))
+        return True
 
     def _settle(self, *, wait: bool) -> None:
-        """Let go of saves that are over, oldest first; raises what went wrong with one."""
+        """Let go of saves that are over, oldest first."""
         while self._saves and (wait or self._saves[0].checked.done()):
             save = self._saves[0]
+            self._await(save, save.checked)
             self._tell(save)
             self._saves.popleft()
-            save.checked.result()
 
     def _tell(self, save: _Save) -> None:
         """Wait until a save is durable, and say so once."""
-        error = save.committed.exception()
-        if error is not None:
-            self._saves.remove(save)
-            self._saved_step = -1
-            raise error
+        self._await(save, save.committed)
         if not save.is_told:
             save.is_told = True
             self._on_saved(save.committed.result().saved)
 
+    def _await(self, save: _Save, outcome: Future[Any]) -> None:
+        """Raise, once, what went wrong with a save; after that its boundary may be saved again."""
+        error = outcome.exception()
+        if error is not None:
+            self._saves.remove(save)
+            self._saved_step = -1
+            raise error
+
     def _write(self, snapshot: Snapshot, source: TensorSource, step: int) -> Committed:
         """On the writing thread: everything up to the point where it survives a power cut."""
+        poll = partial(_give_up_if, self._is_leaving)
         try:
-            self._poll()
+            poll()
             self._sync_metrics()  # the checkpoint refers to rows, so they come first
-            return self._store.commit(snapshot, source, step=step, info=self._info, poll=self._poll)
+            return self._store.commit(snapshot, source, step=step, info=self._info, poll=poll)
         finally:
             source.close()
 
-    def _check(self, committed: Future[Committed]) -> None:
+    def _check(self, committed: Future[Committed], skip: Event) -> None:
         """On the writing thread: read it back, and only then let older ones go."""
-        if committed.exception() is not None:
+        try:
+            self._store.read_back(committed.result(), partial(_give_up_if, self._is_leaving, skip))
+        except _GivenUp:
             return
-        self._store.read_back(committed.result(), self._poll)
         config = self._config
         policy = Policy(config.keep_last, config.keep_every or None, config.keep_best)
         self._store.prune(policy, metrics=self._accuracies() if config.keep_best else {})
 
-    def _poll(self) -> None:
-        if self._is_leaving.is_set():
-            raise _Abandoned
+
+def _give_up_if(*events: Event) -> None:
+    if any(event.is_set() for event in events):
+        raise _GivenUp

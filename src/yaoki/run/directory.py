@@ -20,14 +20,14 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from yaoki import fs
-from yaoki.checkpoint.catalog import Catalog, Choice
+from yaoki.checkpoint.catalog import Catalog, Choice, Refusal
 from yaoki.config.load import read_stored
 from yaoki.config.schema import Config
 from yaoki.errors import CorruptCheckpointError, NothingThereError, RefusedError
@@ -70,6 +70,11 @@ class RunDirectory:
         """Keep how long an attempt took to its first new rollout, by phase."""
         fs.make_directory(self._attempt_directory(attempt))
         _write_json(self._attempt_directory(attempt) / "startup.json", seconds)
+
+    def remove_leftovers(self) -> None:
+        """What attempts that died have left half written."""
+        for unfinished in [*self.path.glob("*.json.tmp"), *self.path.glob("attempts/*/*.tmp")]:
+            fs.remove_file(unfinished)
 
     def superseded_path(self, attempt: int) -> Path:
         """Where an attempt keeps the metrics rows that it cut off."""
@@ -115,13 +120,13 @@ class RunDirectory:
         """Replace the stored config, whole or not at all."""
         _write_json(self.config_path, config.model_dump(mode="json"))
 
-    def choose_checkpoint(self, *, read_all: bool = True) -> Choice:
+    def choose_checkpoint(self, *, read_all: bool = True, refused: Sequence[Refusal] = ()) -> Choice:
         """The checkpoint to go on from; none in it only where none was ever committed.
 
-        With `read_all` False only manifests and sizes are looked at: enough to show, not to resume from.
+        With `read_all` False only manifests and sizes are looked at; `refused` are passed over.
         CorruptCheckpointError where there should be one: all are damaged, or they are gone.
         """
-        choice = Catalog(self.checkpoints).choose_or_raise(read_all=read_all)
+        choice = Catalog(self.checkpoints).choose_or_raise(read_all=read_all, refused=refused)
         if choice.checkpoint is None and self._saved_path.exists():
             raise CorruptCheckpointError(
                 f"checkpoints were saved in {self.checkpoints}, but there is none any more",

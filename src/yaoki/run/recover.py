@@ -5,14 +5,23 @@ Restores everything or raises; what was asked for and cannot be had is never rep
 
 from dataclasses import replace
 
-from yaoki.checkpoint.catalog import ValidCheckpoint
-from yaoki.checkpoint.reader import load
+from yaoki.checkpoint.catalog import Refusal, ValidCheckpoint
+from yaoki.checkpoint.fit import require_parts
+from yaoki.checkpoint.reader import read_into
 from yaoki.config.compat import config_digest
 from yaoki.config.schema import Config
-from yaoki.errors import DivergenceError, RefusedError
+from yaoki.errors import CorruptCheckpointError, DivergenceError, RefusedError
 from yaoki.run.directory import RunDirectory
 from yaoki.run.parent import Parent
 from yaoki.run.state import RunState
+
+
+class DamagedCheckpoint(Exception):
+    """The chosen checkpoint is not whole; never leaves a resume, which goes on with the next one."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
 
 
 def require_same_data(
@@ -44,9 +53,16 @@ def require_same_data(
 def restore(checkpoint: ValidCheckpoint, state: RunState, parent: Parent | None) -> None:
     """Put every part of the inventory back; missing and left-over parts are errors.
 
+    The checkpoint is verified while it is read, straight into the live tensors. DamagedCheckpoint if it is
+    not whole: then the state holds garbage, and another one has to be restored into a new state.
+
     A fork that has other tasks than its parent begins with the next epoch.
     """
-    loaded = load(checkpoint.path, state.scopes(), verified=checkpoint.manifest)
+    require_parts(checkpoint.path, checkpoint.manifest, state.scopes())
+    try:
+        loaded = read_into(checkpoint.path, checkpoint.manifest, state.live_tensors())
+    except CorruptCheckpointError as error:
+        raise DamagedCheckpoint(Refusal.because(checkpoint.path, error)) from error
     parts = dict(loaded.parts)
     if parent is not None and parent.gave(checkpoint.manifest) and parent.begins_epoch:
         match parts["data"].json:

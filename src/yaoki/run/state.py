@@ -114,6 +114,11 @@ class RunState:
         """References to all tensors and copies of all else, as of now."""
         return Snapshot({part.name: part.capture() for part in self.inventory()})
 
+    def live_tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Tensors that are there before a restore, by part: weights, but no moments before the first step."""
+        found = {part.name: part.capture().tensors for part in self.inventory()}
+        return {name: tensors for name, tensors in found.items() if tensors}
+
     def restore(self, saved: Mapping[str, PartState]) -> None:
         """Put every part back; `saved` has exactly the parts of the inventory."""
         for part in self.inventory():

@@ -223,9 +223,7 @@ class Learner:
             return None
         return PolicyStats(loss_sum, entropy_sum, clipped, approx_kl, grad_norm, self.policy.lr)
 
-    def _critic_step(
-        self, critic: TrainedNetwork, experience: Experience, poll: Poll
-    ) -> CriticStats | None:
+    def _critic_step(self, critic: TrainedNetwork, experience: Experience, poll: Poll) -> CriticStats | None:
         """One optimizer step of the critic on one mini-batch; None if it was left out."""
         num_tokens = experience.num_loss_tokens
         total = 0.0

@@ -166,6 +166,7 @@ class Yaoki(Engine):
             sync_metrics=lambda: None,
             saved_step=-1,
             on_saved=lambda _: None,
+            on_pruned=lambda: None,
         )
         self._step = 0
 

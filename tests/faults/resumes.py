@@ -35,7 +35,7 @@ TINY = [
 ]
 CONFIG = make_config(*TINY, f"train.steps={STEPS}")
 
-_VARYING = ("attempts", "rollouts", "tensorboard")
+_VARYING = ("attempts", "tensorboard")
 
 Place = tuple[int, int, int]
 """Step, prompt, sample."""
@@ -96,10 +96,7 @@ def sampled_twice(path: Path) -> list[Place]:
 
 
 def names(path: Path) -> list[str]:
-    """Every name in the run, but for those that depend on the number of attempts or on the clock.
-
-    How many steps the journal keeps beyond those that are needed depends on when a save was over.
-    """
+    """Every name in the run, but for those that depend on the number of attempts or on the clock."""
     found = [child.relative_to(path) for child in sorted(path.rglob("*"))]
     return [str(name) for name in found if name.parts[0] not in _VARYING or _is_half_done(name)]
 

@@ -54,6 +54,7 @@ class Training:
             sync_metrics=lambda: self.events.append("rows are durable"),
             saved_step=-1,
             on_saved=self._on_saved,
+            on_pruned=lambda: None,
         )
 
     def _on_saved(self, saved: SavedCheckpoint) -> None:

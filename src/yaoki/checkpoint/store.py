@@ -108,7 +108,7 @@ class CheckpointStore(Catalog):
         """Write and commit; on return the checkpoint survives a power cut.
 
         Args:
-            source: through which the snapshot's tensors are read; closed when they have been, or in any case.
+            source: through which the snapshot's tensors are read; whoever waits for it must close it.
             poll: called between blocks; what it raises ends the save.
 
         Raises:
@@ -120,7 +120,7 @@ class CheckpointStore(Catalog):
         unfinished = self.directory / unfinished_name(step)
         try:
             fs.make_directory(self.directory)
-            self._remove_leftovers()
+            self.remove_leftovers()
             files = plan(snapshot, rank=0, world_size=1)
             earlier = self._earlier_files()
             self._require_space(files, earlier)
@@ -142,7 +142,6 @@ class CheckpointStore(Catalog):
         except FormatError as error:
             raise YaokiError(f"cannot save {path}: {error}") from error
         finally:
-            source.close()
             if unfinished.exists():
                 with contextlib.suppress(OSError):
                     fs.remove_tree(unfinished)
@@ -194,7 +193,7 @@ class CheckpointStore(Catalog):
         generations = [candidate.generation for candidate in self.candidates() if candidate.step == step]
         return self.directory / replaced_name(step, max(generations) + 1)
 
-    def _remove_leftovers(self) -> None:
+    def remove_leftovers(self) -> None:
         """Unfinished and half-removed checkpoints of dead attempts; they only take up space."""
         for path in sorted(self.directory.glob(f"*{fs.TRASH_SUFFIX}")):
             if parse_directory(path.with_name(path.name.removesuffix(fs.TRASH_SUFFIX))) is not None:

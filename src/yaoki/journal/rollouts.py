@@ -65,6 +65,8 @@ class RolloutJournal:
         self.sync()
         self._step, self._policy_version = step, policy_version
         directory, quarantine = self._step_directory(), self._quarantine()
+        if directory.is_dir():
+            fs.fsync_directory(directory)  # a part that a dead process has named counts, so it must stay
         self._contents = read_step_for(directory, Wanted(self._identity, step, policy_version, prompts))
         if self._identity.rank == 0:  # every rank refuses the same; one of them moves it away
             self._refusals += [set_aside(refusal, quarantine) for refusal in self._contents.refused]

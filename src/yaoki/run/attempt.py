@@ -201,19 +201,22 @@ class Attempt:
             accuracies=self._accuracies,
             sync_metrics=metrics.sync,
             saved_step=-1 if verdict.checkpoint is None else verdict.step,
-            on_saved=partial(self._on_saved, journal),
+            on_saved=self._on_saved,
+            on_pruned=partial(self._prune_journal, journal),
         )
         return self.stack.enter_context(checkpointer)
 
     def _accuracies(self) -> dict[int, float]:
         return held_out_accuracies(read_metrics(self.directory.metrics_path))
 
-    def _on_saved(self, journal: RolloutJournal | None, saved: SavedCheckpoint) -> None:
+    def _prune_journal(self, journal: RolloutJournal | None) -> None:
+        steps = [c.step for c in Catalog(self.directory.checkpoints).candidates()]
+        if journal is not None and steps:
+            journal.prune(min(steps), self.config.journal.keep)
+
+    def _on_saved(self, saved: SavedCheckpoint) -> None:
         self.directory.mark_saved()
         self.stop.saved(saved.duration_s)
-        if journal is not None:
-            oldest = min(c.step for c in Catalog(self.directory.checkpoints).candidates())
-            journal.prune(oldest, self.config.journal.keep)
         size_mb = saved.size_bytes / 1e6
         self.console.note(f"saved {saved.path.name}: {size_mb:.1f} MB in {saved.duration_s:.2f} s")
 

@@ -62,11 +62,12 @@ class Checkpointer:
         sync_metrics: Callable[[], None],
         saved_step: int,
         on_saved: Callable[[SavedCheckpoint], None],
+        on_pruned: Callable[[], None],
     ) -> None:
         """`saved_step` is the step of the checkpoint that this attempt started from, or -1.
 
         `accuracies` and `sync_metrics` are called on the writing thread; `on_saved` on the caller's, when a
-        checkpoint is durable and, unless the run is being stopped, was read back and older ones were pruned.
+        checkpoint is durable; `on_pruned` there too, when it was read back and older ones are gone.
         """
         self._store = store
         self._info = info
@@ -75,6 +76,7 @@ class Checkpointer:
         self._sync_metrics = sync_metrics
         self._saved_step = saved_step
         self._on_saved = on_saved
+        self._on_pruned = on_pruned
         self._held: tuple[Snapshot, int] | None = None
         self._saves: deque[_Save] = deque()
         self._is_leaving = Event()
@@ -128,8 +130,11 @@ class Checkpointer:
             self._settle(wait=False)
 
     def finish(self) -> None:
-        """Wait for all that is being written, read back and pruned."""
+        """Wait for all that is being written, read back and pruned. Nothing of dead attempts stays either."""
         self._settle(wait=True)
+        self._store.remove_leftovers()
+        self._prune()
+        self._on_pruned()
 
     def take_stall_s(self) -> float:
         """Seconds that training has waited for saves since this was last asked."""
@@ -162,6 +167,7 @@ class Checkpointer:
             self._await(save, save.checked)
             self._tell(save)
             self._saves.popleft()
+            self._on_pruned()
 
     def _tell(self, save: _Save) -> None:
         """Wait until a save is durable, and say so once."""
@@ -194,6 +200,9 @@ class Checkpointer:
             self._store.read_back(committed.result(), partial(_give_up_if, self._is_leaving, skip))
         except _GivenUp:
             return
+        self._prune()
+
+    def _prune(self) -> None:
         config = self._config
         policy = Policy(config.keep_last, config.keep_every or None, config.keep_best)
         self._store.prune(policy, metrics=self._accuracies() if config.keep_best else {})

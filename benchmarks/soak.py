@@ -41,15 +41,15 @@ REPOSITORY = Path(__file__).parents[1]
 SLOW_DISK = """
 import os, sys, time, types
 from yaoki import fs
+BYTES_PER_S = float(sys.argv.pop(1))
 class SlowDisk(types.ModuleType):
     def __getattr__(self, name):
         return getattr(os, name)
     def write(self, descriptor, data):
         num_bytes = os.write(descriptor, data)
-        time.sleep(num_bytes / float(sys.argv[1]))
+        time.sleep(num_bytes / BYTES_PER_S)
         return num_bytes
 fs.os = SlowDisk("os")
-del sys.argv[1]
 from yaoki.cli import main
 main()
 """

@@ -125,7 +125,7 @@ def main() -> None:
         print(f"error: {error}\n\nhint: see to the disk or the file, then try again", file=sys.stderr)
         sys.exit(YaokiError.exit_code)
     except StopRequested as reason:
-        print(f"stopped: {reason}; everything is saved, the same command goes on", file=sys.stderr)
+        print(f"stopped: {reason}; the same command goes on from there", file=sys.stderr)
         sys.exit(reason.exit_code)
 
 

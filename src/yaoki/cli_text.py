@@ -148,6 +148,7 @@ def _resume(resume: dict[str, Any], step: int) -> str:
         lines.append(f"steps {resume['step'] + 1} to {reached} again from the journal, nothing sampled")
     if resume["num_reused_rollouts"]:
         lines.append(f"{resume['num_reused_rollouts']} rollouts of step {reached + 1} are there already")
+        reached += 1
     if step > reached:
         lines.append(f"steps {reached + 1} to {step} sampled again")
     return "\n             ".join(lines)

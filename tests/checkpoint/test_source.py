@@ -2,15 +2,21 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from yaoki.checkpoint import source as source_module
 from yaoki.checkpoint.blocks import Digester
+from yaoki.checkpoint.manifest import Scope
+from yaoki.checkpoint.reader import load
+from yaoki.checkpoint.snapshot import PartState, Snapshot
 from yaoki.checkpoint.source import TensorSource, pieces_of
+from yaoki.checkpoint.store import CheckpointStore
+from yaoki.errors import YaokiError
 
-from .samples import bits
+from .samples import INFO, bits
 
 
 def reader(taken: list[bytes], room_bytes: int = 16) -> Digester:
@@ -178,3 +184,57 @@ def test_a_tensor_that_is_not_contiguous_is_copied_in_small_pieces(
     assert bytes_of(*pieces) == bytes_of(tensor)
     assert max(piece.nbytes for piece in pieces) <= 64
     assert len(list(pieces_of(tensor.contiguous()))) == 1
+
+
+WRITES: dict[str, Callable[[torch.nn.Parameter], object]] = {
+    "an optimizer": lambda weight: torch.optim.SGD([weight], lr=1.0).step(),
+    "a weight sync": lambda weight: weight.detach().copy_(torch.ones_like(weight)),
+    "an average": lambda weight: weight.detach().lerp_(torch.ones_like(weight), 0.1),
+    "one element": lambda weight: weight.detach().view(10, 100)[3].zero_(),
+    "a reload": lambda weight: torch.nn.ParameterList([weight]).load_state_dict(
+        {"0": torch.ones_like(weight)}
+    ),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_inside_the_window_is_noticed(write: str, tmp_path: Path) -> None:
+    """Whatever writes, by whatever view: the checkpoint is given up, not committed with half of it."""
+    weight = torch.nn.Parameter(torch.zeros(1000))
+    weight.grad = torch.ones_like(weight)
+    part = PartState(Scope.SHARDED, {"other": torch.ones(3), "weight": weight.detach()})
+    WRITES[write](weight)
+    with pytest.raises(YaokiError, match=r"policy\.params: weight: a tensor was written to") as caught:
+        CheckpointStore(tmp_path).save(Snapshot({"policy.params": part}), step=1, info=INFO)
+    assert "release" in str(caught.value.hint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_moving_weights_away_does_no_harm(tmp_path: Path) -> None:
+    """Offloaded and reloaded, or replaced: the snapshot holds on to the memory of its own instant."""
+    weight = torch.nn.Parameter(torch.zeros(1000))
+    snapshot = Snapshot({"policy.params": PartState(Scope.SHARDED, {"weight": weight.detach()})})
+    weight.data = torch.ones(1000)
+    weight.data.add_(1)
+    saved = CheckpointStore(tmp_path).save(snapshot, step=1, info=INFO)
+    assert load(saved.path).parts["policy.params"].tensors["weight"].eq(0).all()
+
+
+def test_a_write_while_it_is_read_is_noticed() -> None:
+    source, (tensor,) = TensorSource(), numbers(9)
+    source.begin({"file": [tensor]})
+    digester = reader([])
+    source.read("file", digester)
+    tensor.add_(1)
+    with pytest.raises(YaokiError, match="file: a tensor was written to"):
+        source.take("file", digester)
+    source.close()
+
+
+def test_after_the_release_tensors_may_be_written_to() -> None:
+    source, (tensor,) = TensorSource(), numbers(9)
+    source.begin({"file": [tensor]})
+    before = bytes_of(tensor)
+    assert source.release(tensor.nbytes)
+    tensor.add_(1)
+    assert read_all(source, "file") == before

@@ -6,7 +6,7 @@ import pytest
 
 from tests.resume.harness import assert_same_run, checkpoint_steps, final_state
 from yaoki.checkpoint.pins import Pins
-from yaoki.errors import DivergenceError, NothingThereError, RefusedError, UsageError
+from yaoki.errors import CorruptCheckpointError, DivergenceError, NothingThereError, RefusedError, UsageError
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
 from yaoki.run.fork import fork
@@ -88,6 +88,20 @@ def test_what_cannot_be_restored_is_said(journaled: Path, finished: Path, tmp_pa
     assert "journal.keep" in str(caught.value.hint)
     assert checkpoint_steps(journaled) == [STEPS]
     assert not (journaled / ".restoring").exists()
+
+
+def test_a_damaged_checkpoint_is_made_again(journaled: Path, finished: Path) -> None:
+    """All that is left is the journal: exit code 4, then the way back."""
+    (file, *_) = sorted((journaled / "checkpoints" / f"step-{STEPS:08d}").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    (journaled / "summary.json").unlink()
+    with pytest.raises(CorruptCheckpointError, match="none that can be used") as caught:
+        train_here(journaled, config_of(KEEP_ALL, "checkpoint.every_steps=0"))
+    assert "yaoki restore RUN" in str(caught.value.hint)
+    restore(journaled, STEPS)
+    assert final_state(journaled, STEPS) == final_state(finished, STEPS)
+    train_here(journaled, config_of(KEEP_ALL, "checkpoint.every_steps=0"))
+    assert_same_run(journaled, finished, STEPS)
 
 
 def test_other_bits_than_recorded_are_not_restored(journaled: Path) -> None:

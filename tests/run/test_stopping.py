@@ -20,7 +20,7 @@ from yaoki.run.status import run_status
 from yaoki.run.stop import StopSignal
 from yaoki.run.trainer import Trainer
 
-from .attempts import STEPS, config_of, train_and_signal, train_here
+from .attempts import BATCHES_PER_STEP, STEPS, config_of, train_and_signal, train_here
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
@@ -155,7 +155,10 @@ def test_signals_are_given_back() -> None:
 def test_there_is_no_budget_unless_asked_for() -> None:
     assert StopSignal(0).reason is None
     assert StopSignal(1e6).reason is None
-    assert "1e-09" in str(StopSignal(1e-9).reason)
+    assert StopSignal(1e-9).reason is None
+    stop = StopSignal(1e-9)
+    stop.got_on()
+    assert "1e-09" in str(stop.reason)
 
 
 def test_the_budget_leaves_time_to_save() -> None:
@@ -167,8 +170,23 @@ def test_the_budget_leaves_time_to_save() -> None:
     stop.saved(20)
     stop.saved(30)
     assert stop.reason is None
+    stop.got_on()
+    assert stop.reason is None
     stop._started_s -= 71
     assert stop.reason == "of the time budget of 100 s only 30 s to leave are left"
+
+
+def test_a_budget_shorter_than_a_step_gets_on(tmp_path: Path, finished: Path) -> None:
+    """Shorter even than building the models: each attempt does something that lasts before it leaves."""
+    path = tmp_path / "run"
+
+    for _ in range(STEPS * (BATCHES_PER_STEP + 1) + 3):
+        ended = run(path, config_of("run.max_seconds=0.3", "checkpoint.every_steps=0"))
+        if ended.exit_code == 0:
+            break
+        assert ended.exit_code == 75, ended.log
+    assert ended.exit_code == 0, ended.log
+    assert_same_run(path, finished, STEPS)
 
 
 def test_a_full_disk_stops_the_run(tmp_path: Path, finished: Path) -> None:

@@ -121,8 +121,9 @@ class Catalog:
             reasons = "\n".join(f"  {refusal}" for refusal in choice.refusals)
             raise CorruptCheckpointError(
                 f"{self.directory} holds checkpoints, but none that can be used:\n{reasons}",
-                hint="restore one of them from a copy; or, to start again from step 0 and lose this run's "
-                "training, move the directory away",
+                hint="put one of them back from a copy; or let `yaoki restore RUN --at STEP` make it again, "
+                "if the journal was kept; or, to start again from step 0 and lose this run's training, move "
+                "the directory away",
             )
         return choice
 

@@ -53,12 +53,19 @@ class PartState:
     """None: the part has tensors only."""
     rarely_changes: bool = False
     """Most saves find its tensors as the last one did: they are digested first, and linked to if so."""
+    _versions: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
             _require_storable(name, tensor)
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
         object.__setattr__(self, "json", copy.deepcopy(self.json))
+        object.__setattr__(self, "_versions", {n: version_of(t) for n, t in self.tensors.items()})
+
+    @property
+    def written_to(self) -> str | None:
+        """A tensor to which torch has written in place since this state was made, if there is one."""
+        return next((n for n, t in self.tensors.items() if version_of(t) != self._versions[n]), None)
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -99,6 +106,11 @@ def tied(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
         if original != name:
             aliases[name] = original
     return aliases
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often torch has written to the tensor in place, through whatever view."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _require_storable(name: str, tensor: torch.Tensor) -> None:

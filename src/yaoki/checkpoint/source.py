@@ -11,12 +11,15 @@ from threading import Condition
 import torch
 
 from yaoki.checkpoint.blocks import BLOCK_BYTES, Digester
+from yaoki.checkpoint.snapshot import version_of
+from yaoki.errors import YaokiError
 
 
 class TensorSource:
     """Gives the bytes of tensors as they were when the source was made.
 
-    That holds if nothing writes to a tensor before `release` has returned. One thread reads: it says once
+    That holds if nothing writes to a tensor before `release` has returned; if torch does, `read` and `take`
+    raise YaokiError. One thread reads: it says once
     what (`begin`), then reads group after group, and closes. Another one releases.
     """
 
@@ -25,6 +28,8 @@ class TensorSource:
         self._unread: dict[tuple[str, int], torch.Tensor] | None = None
         """By group and number; None until it is known what will be read."""
         self._num_unread_bytes = 0
+        self._versions: dict[tuple[str, int], int] = {}
+        """torch's count of writes to each, as it was when reading began."""
         self._is_released = False
         self._is_closed = False
         self._cuda = _CudaCopier() if torch.cuda.is_initialized() else None
@@ -36,6 +41,7 @@ class TensorSource:
                 (name, i): piece for name, group in groups.items() for i, piece in enumerate(group)
             }
             self._num_unread_bytes = sum(piece.nbytes for piece in self._unread.values())
+            self._versions = {key: version_of(piece) for key, piece in self._unread.items()}
             self._changed.notify_all()
 
     def read(self, group: str, digester: Digester) -> None:
@@ -85,11 +91,12 @@ class TensorSource:
         assert self._unread is not None
         begin, num_bytes = 0, self._unread[key].nbytes
         while begin < num_bytes:
-            room = digester.room()[
-                : num_bytes - begin
-            ]  # may wait for the disk, which must not hold up `release`
+            # May wait for the disk, which must not hold up `release`.
+            room = digester.room()[: num_bytes - begin]
             with self._changed:
                 self._copy(self._unread[key], begin, room)
+                if not self._is_released and version_of(self._unread[key]) != self._versions[key]:
+                    raise written_to(key[0])
             digester.advance(len(room))
             begin += len(room)
 
@@ -131,6 +138,14 @@ def pieces_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         num_rows = max(1, BLOCK_BYTES * len(tensor) // tensor.nbytes)
         for rows in tensor.split(num_rows):
             yield from pieces_of(rows)
+
+
+def written_to(what: str) -> YaokiError:
+    """The error of a snapshot that is no longer what it was."""
+    return YaokiError(
+        f"{what}: a tensor was written to between two updates, while a checkpoint of it was being made",
+        hint="nothing may change weights or moments before `release`; that checkpoint was given up",
+    )
 
 
 def pin(blocks: Sequence[memoryview]) -> None:

@@ -33,7 +33,7 @@ from yaoki.checkpoint.layout import (
 )
 from yaoki.checkpoint.manifest import FORMAT_VERSION, Manifest, PartEntry
 from yaoki.checkpoint.snapshot import Snapshot
-from yaoki.checkpoint.source import TensorSource, pin
+from yaoki.checkpoint.source import TensorSource, pin, written_to
 from yaoki.checkpoint.verify import read_back
 from yaoki.checkpoint.writer import EarlierFiles, PartFile, Receipt, plan, write_parts, write_state
 from yaoki.errors import CorruptCheckpointError, YaokiError
@@ -125,6 +125,7 @@ class CheckpointStore(Catalog):
             earlier = self._earlier_files()
             self._require_space(files, earlier)
             source.begin({file.name: file.pieces() for file in files})  # from here on it can be released
+            _require_untouched(snapshot)
             fs.make_directory(unfinished)
             state = write_state(unfinished, snapshot)
             with DiskWriter(self._blocks, poll) as disk:
@@ -214,6 +215,13 @@ class CheckpointStore(Catalog):
                 f"{free_bytes:,} are free",
                 hint="free some space or keep fewer checkpoints, then resume the run",
             )
+
+
+def _require_untouched(snapshot: Snapshot) -> None:
+    """What is written to from now on, the source notices."""
+    for name, part in snapshot.parts.items():
+        if part.written_to is not None:
+            raise written_to(f"{name}: {part.written_to}")
 
 
 def _manifest(snapshot: Snapshot, receipts: Sequence[Receipt], step: int, info: SaveInfo) -> Manifest:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from yaoki.errors import NonFiniteError
+
 _UNIT = 2.0**40
 """Probabilities become integers in this unit, so that their running sum is exact and the same on every
 device; a token rarer than 2^-40 is never drawn."""
@@ -14,9 +16,15 @@ def sample_tokens(
     """Inverse-CDF sampling: tokens `[B]` and their log-probabilities `[B]`.
 
     `logits` `[B, V]`, `uniforms` `[B]` in [0, 1) as float64. The log-probability is that of the
-    temperature-scaled distribution before top-p, which is what the learner computes too.
+    temperature-scaled distribution before top-p, which is what the learner computes too. NonFiniteError for
+    logits that are NaN or infinite.
     """
     logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    if bool(logprobs.isnan().any()):
+        raise NonFiniteError(
+            "the policy's logits are not finite: there is nothing to sample from",
+            hint="training has diverged; fork the run from an earlier step with a lower policy.lr",
+        )
     weights = (logprobs.double().exp() * _UNIT).long()
     if top_p < 1:
         weights = _nucleus(weights, top_p)

@@ -152,6 +152,8 @@ class Attempt:
     def _startup_ended(self, phase: str) -> None:
         self.startup.ended(phase)
         if self.startup.is_over:
+            if self.config.journal.enabled:
+                self.stop.got_on()
             self.directory.record_startup(self.number, self.startup.seconds)
 
     def _open_journal(self) -> RolloutJournal | None:

@@ -71,10 +71,17 @@ class RunDirectory:
         fs.make_directory(self._attempt_directory(attempt))
         _write_json(self._attempt_directory(attempt) / "startup.json", seconds)
 
+    @property
+    def restoring(self) -> Path:
+        """Where a step is done again, for as long as that takes."""
+        return self.path / ".restoring"
+
     def remove_leftovers(self) -> None:
         """What attempts that died have left half written."""
         for unfinished in [*self.path.glob("*.json.tmp"), *self.path.glob("attempts/*/*.tmp")]:
             fs.remove_file(unfinished)
+        if self.restoring.exists():
+            fs.remove_tree(self.restoring)
 
     def superseded_path(self, attempt: int) -> Path:
         """Where an attempt keeps the metrics rows that it cut off."""

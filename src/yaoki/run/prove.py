@@ -9,8 +9,8 @@ No torch in here: what is compared are digests that were written with the checkp
 import contextlib
 import hashlib
 import json
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +32,7 @@ UNBROKEN, RESUMED, REPLAYED, WEIGHTS_ONLY = "unbroken", "killed and resumed", "r
 _CLOCK_PARTS = ("lineage", "metrics")
 """Parts that hold the attempt's number and times, which nobody promises to reproduce."""
 _POLL_S = 0.01
+_TRIES = 5
 _SMALL = """\
 run.num_threads = 1
 train = { num_prompts = 8, group_size = 4 }
@@ -127,18 +128,30 @@ class Prover:
 
     def _killed(self, name: str, overrides: Sequence[str], after_step: int) -> None:
         """SIGKILL at a random instant of the step that follows `after_step`, then the same command again."""
+        for _ in range(_TRIES):
+            if self._is_killed(name, overrides, after_step):
+                break
+            shutil.rmtree(self._scratch / name)
+        else:
+            raise YaokiError(
+                f"the run {name} was at its end {_TRIES} times before it could be killed",
+                hint="its steps are too short: prove more of them with --steps, or larger ones",
+            )
+        self._note(f"{name}: SIGKILL after the row of step {len(self._rows(name))}")
+        self._train(name, overrides)
+        reused = sum(row["timing"]["num_reused_rollouts"] for row in self._rows(name) if row["attempt"] == 2)
+        self._note(f"{name}: resumed, {reused} rollouts taken from the journal")
+
+    def _is_killed(self, name: str, overrides: Sequence[str], after_step: int) -> bool:
+        """False if the run came to its end first."""
         process = self._start(name, overrides)
         while len(self._rows(name)) < after_step and process.poll() is None:
             time.sleep(_POLL_S)
         rows = self._rows(name)
         if rows:
             time.sleep(self._rng.uniform(0, 0.9 * rows[-1]["timing"]["step_s"]))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        self._note(f"{name}: SIGKILL after the row of step {len(self._rows(name))}")
-        self._train(name, overrides)
-        reused = sum(row["timing"]["num_reused_rollouts"] for row in self._rows(name) if row["attempt"] == 2)
-        self._note(f"{name}: resumed, {reused} rollouts taken from the journal")
+        process.kill()
+        return process.wait() == -signal.SIGKILL and len(self._rows(name)) < self._steps
 
     def _warm_started(self, name: str, source: str, step: int) -> None:
         """What resuming is without the rest of the state: weights exported at `step`, a new run from them."""

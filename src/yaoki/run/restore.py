@@ -19,13 +19,12 @@ from yaoki.run.directory import RunDirectory
 from yaoki.run.session import train
 from yaoki.run.transfer import copy_file, copy_tree, link_files, take_over
 
-_SCRATCH = ".restoring"
 _RECORDS = ("run.json", "start.json", "attempts.jsonl", "metrics.jsonl")
 """What the steps that are done again are held to, and what makes the scratch directory the same run."""
 
 
 def restore_step(directory: RunDirectory, step: int, console: Console) -> Path:
-    """The checkpoint of `step`, made if there is none, and pinned as `restored-STEP`.
+    """The checkpoint of `step`, made if there is none or a damaged one, and pinned as `restored-STEP`.
 
     Raises:
         NothingThereError: the run has not come that far, or the journal lacks rollouts that are needed.
@@ -37,12 +36,20 @@ def restore_step(directory: RunDirectory, step: int, console: Console) -> Path:
         raise UsageError(f"there is no step {step}", hint="steps count from 0, the state before the first")
     path = directory.checkpoints / directory_name(step)
     with directory.lock():
-        if not path.is_dir():
+        if not _is_whole(path):
             base = _base(directory, step)
             _restore(directory, base, step, console)
         verify(path)
         Pins(directory.checkpoints).set(f"restored-{step}", step)
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except CorruptCheckpointError:
+        return False
+    return True
 
 
 def _base(directory: RunDirectory, step: int) -> ValidCheckpoint | None:
@@ -66,7 +73,7 @@ def _restore(directory: RunDirectory, base: ValidCheckpoint | None, step: int, c
             hint="`yaoki checkpoints list` shows which steps are there; journal.keep=all keeps every step "
             "restorable",
         )
-    scratch = RunDirectory(directory.path / _SCRATCH)
+    scratch = RunDirectory(directory.restoring)
     if scratch.path.exists():
         fs.remove_tree(scratch.path)
     try:
@@ -78,6 +85,8 @@ def _restore(directory: RunDirectory, base: ValidCheckpoint | None, step: int, c
         train(scratch, config, console, replay_only=True)
         fs.make_directory(directory.checkpoints)
         name = directory_name(step)
+        if (directory.checkpoints / name).exists():
+            fs.remove_tree(directory.checkpoints / name)  # it is there, but damaged
         fs.replace_durably(scratch.checkpoints / name, directory.checkpoints / name)
     finally:
         if scratch.path.exists():

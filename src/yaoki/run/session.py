@@ -10,7 +10,7 @@ from yaoki import fs
 from yaoki.checkpoint.catalog import Choice, Refusal
 from yaoki.config.compat import require_resumable
 from yaoki.config.schema import Config
-from yaoki.errors import RefusedError, StopRequested
+from yaoki.errors import RefusedError, StopRequested, YaokiError
 from yaoki.models.determinism import configure
 from yaoki.run.attempt import Attempt, Outcome
 from yaoki.run.console import Console
@@ -95,7 +95,8 @@ def _attempt(
         ending = {"outcome": "stopped", "reason": str(reason)}
         raise
     except Exception as error:
-        ending = {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"}
+        message = error.message if isinstance(error, YaokiError) else str(error)
+        ending = {"outcome": "failed", "reason": f"{type(error).__name__}: {message}"}
         raise
     finally:
         directory.log_attempt({**ending, "ended_unix_s": time.time()})

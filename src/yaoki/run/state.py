@@ -93,7 +93,8 @@ class RunState:
             parts += _network("critic", self.learner.critic)
         if self.learner.reference is not None:
             weights = self.learner.reference.state_dict
-            parts.append(_tensors("reference.params", "the reference, of its own version", weights))
+            holds = "the reference, of its own version"
+            parts.append(_tensors("reference.params", holds, weights, rarely_changes=True))
         return [
             *parts,
             _json("progress", "steps, versions, counters, best score", *_fields_of(self.progress)),
@@ -150,12 +151,14 @@ def _network(name: str, network: TrainedNetwork) -> list[Part]:
     ]
 
 
-def _tensors(name: str, holds: str, live: Callable[[], Mapping[str, Tensor]]) -> Part:
+def _tensors(
+    name: str, holds: str, live: Callable[[], Mapping[str, Tensor]], *, rarely_changes: bool = False
+) -> Part:
     return Part(
         name,
         Scope.SHARDED,
         holds,
-        lambda: PartState(Scope.SHARDED, live()),
+        lambda: PartState(Scope.SHARDED, live(), rarely_changes=rarely_changes),
         lambda part: restore_into(live(), part.tensors),
     )
 

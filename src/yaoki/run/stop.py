@@ -30,7 +30,8 @@ class StopSignal:
     """A context manager: signals are requests from entering until leaving.
 
     The budget is called used up early enough to save and leave: by the longest save and the longest time
-    between two polls that were seen so far.
+    between two polls that were seen so far. It is not looked at before the attempt has done something that
+    lasts (an update, or rollouts for the journal): however short it is, a run gets on.
     """
 
     def __init__(self, max_seconds: float) -> None:
@@ -39,6 +40,7 @@ class StopSignal:
         self._polled_s: float | None = None
         self._longest_gap_s = 0.0
         self._longest_save_s = 0.0
+        self._has_got_on = False
         self._received: str | None = None
         self._previous: dict[int, object] = {}
 
@@ -54,7 +56,7 @@ class StopSignal:
     @property
     def reason(self) -> str | None:
         """Why the run should stop, or None."""
-        if self._received is None and self._max_seconds:
+        if self._received is None and self._max_seconds and self._has_got_on:
             margin_s = min(self._longest_gap_s + self._longest_save_s, _LARGEST_MARGIN * self._max_seconds)
             if time.monotonic() - self._started_s > self._max_seconds - margin_s:
                 return (
@@ -74,6 +76,10 @@ class StopSignal:
         self._polled_s = now_s
         if self.reason is not None:
             raise StopRequested(self.reason)
+
+    def got_on(self) -> None:
+        """This attempt has done something that lasts; from now on the time budget counts."""
+        self._has_got_on = True
 
     def poll_signals(self) -> None:
         """Raise StopRequested on a signal only, for work that a short time budget would never let end."""

@@ -89,6 +89,7 @@ class Trainer:
         self.checkpointer.release()
         with watch("update"):
             stats = learner.update(experience, step, kl.coef, self.stop.poll)
+        self.stop.got_on()
         row = self._row(rollouts, experience, stats) | {"accuracy": held_out, "kl_to_ref": kl_to_ref}
         if kl_to_ref is not None:
             kl.update(kl_to_ref, len(rollouts))

@@ -62,6 +62,7 @@ def test_what_was_linked_need_not_be_waited_for(store: CheckpointStore) -> None:
     save(store, 1)
     source = TensorSource()
     store.commit(snapshot(2), source, step=2, info=INFO)
+    source.close()
     assert source.release(0)
 
 

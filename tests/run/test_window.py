@@ -25,11 +25,11 @@ def test_a_trainer_that_writes_in_the_window_is_stopped(
     measure, begin = Trainer._evaluate_if_due, TensorSource.begin
     is_written, saves = threading.Event(), []
 
-    def begin_late(self: TensorSource, groups: Any) -> None:
+    def begin_late(self: TensorSource, groups: Any, check: Any) -> None:
         saves.append(self)
         if len(saves) == 2:
             is_written.wait(60)
-        begin(self, groups)
+        begin(self, groups, check)
 
     def measure_and_write(self: Trainer) -> float | None:
         found = measure(self)

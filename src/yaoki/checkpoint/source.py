@@ -5,7 +5,7 @@ It knows nothing of files.
 """
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Condition
 
 import torch
@@ -34,9 +34,16 @@ class TensorSource:
         self._is_closed = False
         self._cuda = _CudaCopier() if torch.cuda.is_initialized() else None
 
-    def begin(self, groups: Mapping[str, Sequence[torch.Tensor]]) -> None:
-        """These will be read; a tensor that is not contiguous in pieces, see `pieces_of`."""
+    def begin(
+        self, groups: Mapping[str, Sequence[torch.Tensor]], check: Callable[[], None] | None = None
+    ) -> None:
+        """These will be read; a tensor that is not contiguous in pieces, see `pieces_of`.
+
+        `check` is called while nobody can release; what it raises comes through, and nothing will be read.
+        """
         with self._changed:
+            if check is not None:
+                check()
             self._unread = {
                 (name, i): piece for name, group in groups.items() for i, piece in enumerate(group)
             }

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from yaoki import fs
@@ -124,8 +124,8 @@ class CheckpointStore(Catalog):
             files = plan(snapshot, rank=0, world_size=1)
             earlier = self._earlier_files()
             self._require_space(files, earlier)
-            source.begin({file.name: file.pieces() for file in files})  # from here on it can be released
-            _require_untouched(snapshot)
+            pieces = {file.name: file.pieces() for file in files}
+            source.begin(pieces, partial(_require_untouched, snapshot))  # from here on it can be released
             fs.make_directory(unfinished)
             state = write_state(unfinished, snapshot)
             with DiskWriter(self._blocks, poll) as disk:

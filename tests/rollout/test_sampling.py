@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from yaoki.errors import NonFiniteError
 from yaoki.rollout.sampling import sample_tokens
 from yaoki.seeding import Purpose, seed, uniforms
 
@@ -127,3 +128,19 @@ def test_logprobs_are_float32_whatever_the_logits_are() -> None:
     expected = torch.log_softmax(logits.double() / 0.7, -1)[0, tokens[0]]
     assert logprobs.dtype == torch.float32
     assert logprobs[0].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error(value: float) -> None:
+    logits = torch.zeros(3, 5)
+    logits[1, 2] = value
+    with pytest.raises(NonFiniteError, match="logits are not finite") as caught:
+        sample_tokens(logits, torch.zeros(3, dtype=torch.float64), 1.0, 1.0)
+    assert "fork" in str(caught.value.hint)
+
+
+def test_a_token_that_is_ruled_out_is_no_error() -> None:
+    logits = torch.zeros(2, 4)
+    logits[:, 0] = -float("inf")
+    tokens, _ = sample_tokens(logits, torch.tensor([0.0, 0.99], dtype=torch.float64), 1.0, 1.0)
+    assert tokens.tolist() == [1, 3]

@@ -432,6 +432,16 @@ def test_a_stop_during_the_update_waits_for_what_was_begun_and_saves_no_half_of_
         assert saved_steps(tmp_path) == [1]
 
 
+def test_once_the_window_has_ended_there_is_nothing_to_save(tmp_path: Path) -> None:
+    with (training := Training(tmp_path, every_steps=100)).checkpointer:
+        training.update()
+        training.boundary()
+        training.checkpointer.release()
+        training.weights["half"].fill_(99)  # half of an update
+        training.checkpointer.save_held()
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_due_boundaries_are_saved(tmp_path: Path) -> None:
     with (training := Training(tmp_path, every_steps=2)).checkpointer:
         training.boundary()
@@ -465,8 +475,10 @@ EXIT_WHILE_WRITING = """
     import pytest
     from tests.checkpoint.faulty_os import Gate, replace_os, use_small_blocks
     from tests.run.test_checkpointing import Training
+    from yaoki.run import checkpointing
 
     patch = pytest.MonkeyPatch()
+    patch.setattr(checkpointing, "_LEAVE_S", 1.0)
     use_small_blocks(patch)
     training = Training(Path(sys.argv[1]))
     training.boundary(is_last=True)
@@ -475,9 +487,10 @@ EXIT_WHILE_WRITING = """
     replace_os(patch, write=gate.write)
     training.checkpointer.release()
     training.update()
-    training.boundary()
-    assert gate.reached.wait(60)
-    raise SystemExit(7)
+    with training.checkpointer:
+        training.boundary()
+        assert gate.reached.wait(60)
+        raise SystemExit(7)
 """
 
 

@@ -48,6 +48,7 @@ class Checkpointer:
     """Decides, saves and prunes; counts the seconds that training waited for it.
 
     A context manager: on leaving it, what is still being written is given up, unless `finish` has waited.
+    Do leave it: a process that ends while one of its threads is inside torch may be aborted.
 
     Every method but `take_stall_s` may raise the YaokiError of a save that went wrong since the last call.
     Training's state is untouched by that, and earlier checkpoints stay.

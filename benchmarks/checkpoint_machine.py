@@ -159,23 +159,17 @@ def _children() -> Iterator[str]:
 class Limits:
     """What this machine can do at best, in seconds for so many bytes."""
 
-    NAMES = ("memcpy", "write", "read", "digest")
-
     def __init__(self, num_bytes: int, directory: Path) -> None:
         self._num_bytes = num_bytes
-        self._path = directory / "limit"
+        self._directory = directory
         self._block = memoryview(mmap.mmap(-1, BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._block[:] = os.urandom(BLOCK_BYTES)
         self._source = torch.ones(256 << 20, dtype=torch.uint8)
         self._target = torch.ones(256 << 20, dtype=torch.uint8)
+        self._write_to(directory / "to read")
 
-    def measure(self) -> dict[str, float]:
-        """Every limit once. The file that is written is the one that is read, from the disk."""
-        seconds = {"memcpy": self._memcpy(), "write": self._write(), "read": self._read()}
-        self._path.unlink()
-        return seconds | {"digest": self._digest()}
-
-    def _memcpy(self) -> float:
+    def memcpy(self) -> float:
+        """One thread, into memory that has been touched."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         start = time.perf_counter()
@@ -185,17 +179,19 @@ class Limits:
         torch.set_num_threads(threads)
         return seconds * self._num_bytes / (4 * self._source.nbytes)
 
-    def _write(self) -> float:
-        start = time.perf_counter()
-        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT)
-        for _ in range(self._num_blocks):
-            assert os.write(file, self._block) == BLOCK_BYTES
-        os.fsync(file)
-        os.close(file)
-        return self._scaled(time.perf_counter() - start)
+    def write(self) -> float:
+        """Aligned blocks past the page cache into a new file, and an fsync."""
+        path = self._directory / "written"
+        os.sync()
+        seconds = self._write_to(path)
+        path.unlink()
+        os.sync()
+        return seconds
 
-    def _read(self) -> float:
-        file = os.open(self._path, os.O_RDONLY | os.O_DIRECT)
+    def read(self) -> float:
+        """Aligned blocks, from the disk."""
+        os.sync()
+        file = os.open(self._directory / "to read", os.O_RDONLY | os.O_DIRECT)
         start = time.perf_counter()
         for _ in range(self._num_blocks):
             assert os.readv(file, [self._block]) == BLOCK_BYTES
@@ -203,12 +199,22 @@ class Limits:
         os.close(file)
         return self._scaled(seconds)
 
-    def _digest(self) -> float:
+    def digest(self) -> float:
+        """xxh3-128, one thread."""
         data, digest = memoryview(self._source.numpy()), xxhash.xxh3_128()
         start = time.perf_counter()
         for begin in range(0, len(data), BLOCK_BYTES):
             digest.update(data[begin : begin + BLOCK_BYTES])
         return (time.perf_counter() - start) * self._num_bytes / len(data)
+
+    def _write_to(self, path: Path) -> float:
+        start = time.perf_counter()
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT)
+        for _ in range(self._num_blocks):
+            assert os.write(file, self._block) == BLOCK_BYTES
+        os.fsync(file)
+        os.close(file)
+        return self._scaled(time.perf_counter() - start)
 
     @property
     def _num_blocks(self) -> int:

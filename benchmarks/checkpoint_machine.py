@@ -1,6 +1,6 @@
 """What checkpoints are measured with: a state, a job that generates, the limits of the machine, memory."""
 
-import mmap
+import contextlib
 import os
 import threading
 import time
@@ -11,12 +11,13 @@ from types import TracebackType
 import torch
 import xxhash
 
+from yaoki.checkpoint.blocks import BLOCK_BYTES, new_blocks
+
 State = dict[str, dict[str, torch.Tensor]]
 """Part -> name -> tensor."""
 
 NUM_LAYERS = 12
 BATCH_SIZE = 32
-BLOCK_BYTES = 8 << 20
 
 
 def make_state(size_gb: float) -> State:
@@ -153,7 +154,8 @@ def _memory_bytes() -> int:
 
 def _children() -> Iterator[str]:
     for task in Path("/proc/self/task").iterdir():
-        yield from (task / "children").read_text().split()
+        with contextlib.suppress(OSError):  # that thread has ended
+            yield from (task / "children").read_text().split()
 
 
 class Limits:
@@ -162,7 +164,7 @@ class Limits:
     def __init__(self, num_bytes: int, directory: Path) -> None:
         self._num_bytes = num_bytes
         self._directory = directory
-        self._block = memoryview(mmap.mmap(-1, BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        self._block = new_blocks()[0]  # in huge pages: raw access is a third as fast without them
         self._block[:] = os.urandom(BLOCK_BYTES)
         self._source = torch.ones(256 << 20, dtype=torch.uint8)
         self._target = torch.ones(256 << 20, dtype=torch.uint8)

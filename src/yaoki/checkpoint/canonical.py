@@ -78,12 +78,15 @@ def decode(cls: type[T], value: JSON, where: str) -> T:
     if not isinstance(value, dict):
         raise FormatError(f"{where} is {_shown(value)}, expected an object")
     hints = _type_hints(typing.cast(Any, cls))
-    names = list(hints)
-    if unknown := sorted(value.keys() - set(names)):
-        raise FormatError(f"{where} has an unknown key {_shown(unknown[0])}")
-    if missing := [name for name in names if name not in value]:
+    if unknown := value.keys() - hints.keys():
+        raise FormatError(f"{where} has an unknown key {_shown(min(unknown))}")
+    if missing := [name for name in hints if name not in value]:
         raise FormatError(f"{where} has no {missing[0]!r}")
-    return cls(**{name: _decode_value(hints[name], value[name], f"{where}.{name}") for name in names})
+    fields = {
+        name: found if type(found := value[name]) is hint else _decode_value(hint, found, f"{where}.{name}")
+        for name, hint in hints.items()
+    }
+    return cls(**fields)
 
 
 @functools.cache
@@ -93,11 +96,19 @@ def _type_hints(cls: type[object]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
 
+@functools.cache
+def _form_of(hint: Any) -> tuple[bool, Any, tuple[Any, ...]]:
+    """Whether it is a dataclass; its origin and arguments, if it is generic."""
+    return dataclasses.is_dataclass(hint), typing.get_origin(hint), typing.get_args(hint)
+
+
 def _decode_value(hint: Any, value: JSON, where: str) -> object:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
+    is_object, origin, arguments = _form_of(hint)
+    if is_object:
         return decode(typing.cast(type[object], hint), value, where)
     if origin is tuple and isinstance(value, list):
+        if all(type(item) is arguments[0] for item in value):
+            return tuple(value)
         return tuple(_decode_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Mapping and isinstance(value, dict):
         return {key: _decode_value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}

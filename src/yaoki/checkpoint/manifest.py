@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import xxhash
 
@@ -113,7 +112,7 @@ class Manifest:
             FormatError: a field has a value that the format does not allow.
         """
         _check(self)
-        content = _content(self)
+        content = _fields(self)
         return encode(content | {"digest": _digest(content)})
 
 
@@ -142,13 +141,24 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
     return manifest
 
 
-def _content(value: Any) -> Any:
-    """Dataclasses as dicts; what `dataclasses.asdict` gives, without its copies of everything below."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: _content(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
-        return [_content(item) for item in value]
-    return value
+def _fields(manifest: Manifest) -> dict[str, object]:
+    """As dicts and lists. Written out for tensors: there are thousands, and the interpreter is shared."""
+    fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
+    for name in ("parts", "files"):
+        fields[name] = [dataclasses.asdict(entry) for entry in fields[name]]
+    fields["tensors"] = [
+        {
+            "part": tensor.part,
+            "name": tensor.name,
+            "rank": tensor.rank,
+            "dtype": tensor.dtype,
+            "global_shape": tensor.global_shape,
+            "shards": [{"file": s.file, "offsets": s.offsets, "shape": s.shape} for s in tensor.shards],
+            "alias_of": tensor.alias_of,
+        }
+        for tensor in manifest.tensors
+    ]
+    return fields
 
 
 def _digest(content: Mapping[str, object]) -> str:

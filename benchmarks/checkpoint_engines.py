@@ -19,8 +19,9 @@ from checkpoint_machine import State
 from yaoki.checkpoint.layout import directory_name
 from yaoki.checkpoint.manifest import Scope
 from yaoki.checkpoint.reader import read_into
+from yaoki.checkpoint.saving import SaveInfo
 from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.store import CheckpointStore, Committed, SaveInfo
+from yaoki.checkpoint.store import CheckpointStore, Committed
 from yaoki.checkpoint.verify import read_manifest
 from yaoki.config.schema import CheckpointConfig
 from yaoki.run.checkpointing import Checkpointer

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from yaoki import __version__, cli_checkpoints, cli_operations
+from yaoki import __version__, cli_checkpoints, cli_operations, cli_plan
 from yaoki.cli_options import (
     JsonOption,
     OverridesArgument,
@@ -20,7 +20,9 @@ from yaoki.cli_options import (
 from yaoki.cli_text import describe_evaluation, describe_outcome
 from yaoki.config.load import load_config, with_overrides
 from yaoki.config.schema import Config
-from yaoki.errors import NothingThereError, StopRequested, UsageError, YaokiError
+from yaoki.errors import NothingThereError, PeerLostError, StopRequested, UsageError, YaokiError
+from yaoki.launch.local import run_workers
+from yaoki.launch.process import end_with_launcher, is_launched
 from yaoki.run.directory import RunDirectory
 
 _ALL_TASKS = 10**9
@@ -29,15 +31,24 @@ _ALL_TASKS = 10**9
 def train(
     words: WordsArgument = None,
     run: Annotated[Path | None, typer.Option("--run", help="Run directory; default runs/RECIPE.")] = None,
+    workers: Annotated[
+        str,
+        typer.Option("--workers", metavar="N", help="Processes that train together."),
+    ] = "1",
 ) -> None:
     """Start a run, or resume the one that the run directory holds."""
     recipe, overrides = split_words(words or [])
     directory, config = _resolve(recipe, overrides, run)
-    from yaoki.run.console import Console
-    from yaoki.run.session import train as train_run
+    num_workers = _num_workers(workers)
+    arguments = ("train", *(words or []), "--run", str(directory.path))
+    if num_workers > 1:
+        raise typer.Exit(run_workers(num_workers, arguments, directory.logs))
+    end_with_launcher()
+    from yaoki.run.worker import train_worker
 
-    with Console(config.run.show_samples_every) as console:
-        outcome = train_run(directory, config, console)
+    outcome = train_worker(directory, config)
+    if outcome is None:
+        return
     if outcome.already_finished:
         print(
             f"{directory.path} is finished: {outcome.step} of {outcome.step} steps are done. "
@@ -97,6 +108,7 @@ def application() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(root)
     app.command()(train)
+    app.command()(cli_plan.plan)
     for command in cli_operations.COMMANDS:
         app.command()(command)
     app.add_typer(cli_checkpoints.application(), name="checkpoints")
@@ -119,7 +131,8 @@ def main() -> None:
     try:
         application()()
     except YaokiError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not (isinstance(error, PeerLostError) and is_launched()):  # the launcher shows the cause
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         print(f"error: {error}\n\nhint: see to the disk or the file, then try again", file=sys.stderr)
@@ -127,6 +140,12 @@ def main() -> None:
     except StopRequested as reason:
         print(f"stopped: {reason}; the same command goes on from there", file=sys.stderr)
         sys.exit(reason.exit_code)
+
+
+def _num_workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--workers is {text!r}", hint="give a number such as 4")
+    return int(text)
 
 
 def _resolve(recipe: Path | None, overrides: list[str], run: Path | None) -> tuple[RunDirectory, Config]:

@@ -57,6 +57,16 @@ class NonFiniteError(YaokiError):
     """A loss or a gradient became NaN or infinite."""
 
 
+class PeerLostError(YaokiError):
+    """Another worker of the same run is gone, so this one cannot go on."""
+
+    exit_code = 6
+
+
+class WeightSyncError(YaokiError):
+    """The engine does not hold the weights that it should, so nothing that it samples can be believed."""
+
+
 class StopRequested(Exception):
     """A signal or the time budget asked the run to stop; nothing is lost. Exit code 75 (try again)."""
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 
 from yaoki.checkpoint.manifest import Scope
+from yaoki.checkpoint.saving import SaveInfo
 from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.store import SaveInfo
 
 INFO = SaveInfo(
     run_id="run-7",

@@ -20,7 +20,7 @@ from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.snapshot import PartState, Snapshot
 from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import verify
-from yaoki.errors import RefusedError, YaokiError
+from yaoki.errors import CorruptCheckpointError, YaokiError
 
 from .samples import INFO, content, small_snapshot
 
@@ -219,12 +219,12 @@ def test_what_does_not_read_back_is_told_and_never_chosen(
     assert chosen_step(store) == 2
 
 
-def test_a_checkpoint_of_several_ranks_is_refused_not_misread(store: CheckpointStore) -> None:
+def test_a_state_of_fewer_ranks_than_the_manifest_says(store: CheckpointStore) -> None:
     save(store, 1)
     path = store.directory / "step-00000001"
     manifest = replace(verify(path), world_size=2)
     (path / "manifest.json").write_bytes(manifest.to_bytes())
-    with pytest.raises(RefusedError, match="written by 2 ranks"):
+    with pytest.raises(CorruptCheckpointError, match="not of the form that a checkpoint's state has"):
         load(path)
 
 

@@ -10,15 +10,16 @@ import ast
 import inspect
 from collections.abc import Mapping
 
-from yaoki.config import load, schema
-from yaoki.config.schema import Config, Section
+from yaoki.config import learning, load, schema
+from yaoki.config.fields import Section
+from yaoki.config.schema import Config
 
 Kind = type[Section]
 Kinds = dict[str, Kind]
 
 SECTIONS: Kinds = {
     name: kind
-    for name, kind in vars(schema).items()
+    for name, kind in (vars(schema) | vars(learning)).items()
     if isinstance(kind, type) and issubclass(kind, Section) and kind is not Section
 }
 

@@ -20,8 +20,9 @@ FREE = {
     "data.on_bad_row", "data.verifier_workers", "policy.trust_remote_code", "eval.files",
     "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.keep_best",
     "checkpoint.on_overrun", "checkpoint.copy_memory_gb", "run.on_nonfinite", "run.min_free_gb",
+    "run.peer_timeout_s", "train.activation_checkpointing",
     "journal.enabled", "journal.flush_seconds", "journal.flush_rollouts", "journal.keep",
-    "resume.on_divergence",
+    "resume.on_divergence", "engine.gpu_memory_utilization",
 }  # fmt: skip
 """Where files lie, how often something is saved or shown, how long to go on. Contents of data files are
 compared by their digest, environments by their own record."""

@@ -19,7 +19,7 @@ ROOMS = {
     "checkpoint": {"errors", "fs"},
     "journal": {"errors", "fs", "types"},
     "rollout": {"models", "errors", "seeding", "types"},
-    "learner": {"models", "ppo", "config", "errors", "seeding", "types"},
+    "learner": {"models", "ppo", "config", "launch", "errors", "seeding", "types"},
     "run": {
         "learner",
         "rollout",
@@ -37,6 +37,8 @@ ROOMS = {
     "cli_options": {"errors"},
     "cli_tables": set(),
     "cli_text": {"cli_tables", "run"},
+    "launch": {"errors"},
+    "cli_plan": {"cli_options", "cli_tables", "config", "run"},
     "cli_checkpoints": {"cli_options", "cli_tables", "run", "journal", "errors"},
     "cli_operations": {"cli_options", "cli_text", "run", "journal"},
     "cli": {
@@ -44,6 +46,8 @@ ROOMS = {
         "cli_text",
         "cli_checkpoints",
         "cli_operations",
+        "cli_plan",
+        "launch",
         "run",
         "journal",
         "config",
@@ -56,17 +60,18 @@ ROOMS = {
 """Room -> rooms that it may import. `checkpoint`, `journal` and `data` meet only in `run`."""
 
 ONLY_IN = {
-    "typer": {"cli.py", "cli_options.py", "cli_checkpoints.py", "cli_operations.py"},
+    "typer": {"cli.py", "cli_options.py", "cli_checkpoints.py", "cli_operations.py", "cli_plan.py"},
     "rich": {"run/console.py"},
     "tensorboard": set(),
     "torch.utils.tensorboard": {"run/board.py"},
     "pyarrow": {
         "data/containers.py",
-        *(f"journal/{name}.py" for name in ("browse", "columns", "completions", "counting", "parts")),
+        *(f"journal/{name}.py" for name in ("browse", "columns", "completions", "counting", "parts", "wire")),
     },
     "jinja2": {"data/templates.py"},
     "math_verify": {"data/math_answers.py"},
     "tokenizers": {"models/base.py"},
+    "vllm": {"rollout/vllm_model.py"},
 }
 """Libraries and the few files that know them."""
 
@@ -126,7 +131,7 @@ def modules_of(folder: str, *names: str) -> list[str]:
         modules_of("data"),
         modules_of("journal"),
         modules_of("checkpoint", "layout", "manifest", "head", "pins", "retention", "verify", "catalog"),
-        modules_of("run", "directory", "parent", "find", "checkpoints", "fork", "grade", "status"),
+        modules_of("run", "directory", "parent", "find", "checkpoints", "fork", "grade", "status", "plan"),
         ["yaoki.cli"],
     ],
     ids=lambda modules: modules[-1],

@@ -11,7 +11,7 @@ from .source import MODULES, REPOSITORY, Module, functions, imported
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 MAX_DEPTH = 4
-MAX_TOTAL_LINES = 9_500
+MAX_TOTAL_LINES = 12_000
 """Of code: docstrings, comments and blank lines are free, so that nobody saves on them."""
 
 BROAD_HANDLERS = {
@@ -19,7 +19,7 @@ BROAD_HANDLERS = {
     "data/verifier_pool.py:__enter__": "stops the workers that did start, and raises on",
     "data/verifier_worker.py:main": "a user's module may raise anything while it is imported",
     "data/verifier_worker.py:_judge": "a verifier's failure is a verdict, not the end of training",
-    "run/session.py:_attempt": "writes how the attempt ended, and raises on",
+    "run/session.py:attempt": "writes how the attempt ended, and raises on",
 }
 """Handlers of any exception, each at the edge of a process: where -> why."""
 
@@ -28,6 +28,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "numpy.load", "np
 
 GENERATOR_KEEPERS = {
     "run/prove.py": "when it kills a run of its own; nothing that trains sees it",
+    "rollout/kept_settings.py": "puts back what vLLM seeds in the learner's process",
     "run/rng.py": "saves and restores the generators of the frameworks",
     "models/base.py": "random weights, in a fork of torch's generator with a seed of their own",
 }

@@ -11,6 +11,8 @@ from yaoki.config.load import load_config
 from yaoki.config.schema import Config
 from yaoki.learner.learner import Learner
 from yaoki.learner.optim import TrainedNetwork
+from yaoki.learner.shard import shard
+from yaoki.learner.world import World, alone
 from yaoki.models.critic import init_value_head
 from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason
 
@@ -56,14 +58,23 @@ def critic_model(seed: int) -> PreTrainedModel:
     return model
 
 
-def learner(settings: Config, *, dropout: float = 0.0, reference_seed: int = 3) -> Learner:
+def learner(
+    settings: Config, *, dropout: float = 0.0, reference_seed: int = 3, world: World | None = None
+) -> Learner:
     """Always the same networks; a critic for PPO, a reference where the config needs one."""
-    policy = TrainedNetwork(causal_lm(1, dropout=dropout), settings.policy)
-    critic = TrainedNetwork(critic_model(2), settings.critic) if settings.train.algorithm == "ppo" else None
+    world = world or alone()
+
+    def spread(model: PreTrainedModel) -> PreTrainedModel:
+        return shard(model, world, settings.train, torch.device("cpu"))
+
+    policy = TrainedNetwork(spread(causal_lm(1, dropout=dropout)), settings.policy)
+    critic = None
+    if settings.train.algorithm == "ppo":
+        critic = TrainedNetwork(spread(critic_model(2)), settings.critic)
     reference = None
     if settings.kl.needs_reference:
-        reference = causal_lm(reference_seed).eval().requires_grad_(False)
-    return Learner(policy, critic, reference, settings)
+        reference = spread(causal_lm(reference_seed).eval().requires_grad_(False))
+    return Learner(policy, critic, reference, settings, world)
 
 
 def rollout(place: tuple[int, int], prompt: Sequence[int], response: Sequence[int], reward: float) -> Rollout:

@@ -144,17 +144,15 @@ def test_a_moment_too_many() -> None:
         network().restore_moments(moments)
 
 
-@pytest.mark.parametrize(
-    ("moment", "shapes"),
-    [("exp_avg", "(7,), (32,), ()"), ("exp_avg_sq", "(32,), (7,), ()"), ("step", "(32,), (32,), (7,)")],
-)
-def test_a_moment_of_another_shape(moment: str, shapes: str) -> None:
+@pytest.mark.parametrize(("moment", "shape"), [("exp_avg", "(32,)"), ("exp_avg_sq", "(32,)"), ("step", "()")])
+def test_a_moment_of_another_shape(moment: str, shape: str) -> None:
     trained = network()
     train(trained, 1)
     moments = cloned(trained.moments()) | {f"{moment}/model.norm.weight": torch.zeros(7)}
     with pytest.raises(CorruptCheckpointError) as caught:
         network().restore_moments(moments)
-    assert f"of model.norm.weight are {shapes}; the parameter is (32,)" in caught.value.message
+    found = caught.value.message
+    assert f"the moment {moment}/model.norm.weight is (7,) torch.float32, it should be {shape} torch" in found
 
 
 def test_the_first_step_by_hand() -> None:

@@ -54,9 +54,9 @@ def forget(*names: str) -> Callable[[], None]:
 
         live_tensors = RunState.live_tensors
 
-        def other_live_tensors(self: RunState) -> dict[str, Any]:
+        def other_live_tensors(self: RunState, parts: Any) -> dict[str, Any]:
             """What a checkpoint is read straight into."""
-            return {name: found for name, found in live_tensors(self).items() if name not in names}
+            return {name: found for name, found in live_tensors(self, parts).items() if name not in names}
 
         RunState.restore = restore  # type: ignore[method-assign]
         RunState.live_tensors = other_live_tensors  # type: ignore[method-assign]

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import pytest
 
 from yaoki.errors import StopRequested
+from yaoki.learner.world import alone
 from yaoki.rollout.collect import NoLog, collect
-from yaoki.rollout.engine import Poll, Request
+from yaoki.rollout.engine import OnFinished, Poll, Request, keep_none
 from yaoki.rollout.scripted_engine import ScriptedEngine
+from yaoki.run.peers import RolloutPeers
 from yaoki.seeding import Purpose, seed
 from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason
 
@@ -36,9 +38,11 @@ class RecordingEngine(ScriptedEngine):
         self._truncated = truncated_seeds
         self.batches: list[list[Request]] = []
 
-    def generate(self, requests: Sequence[Request], poll: Poll) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished = keep_none
+    ) -> list[Completion]:
         self.batches.append(list(requests))
-        return super().generate(requests, poll)
+        return super().generate(requests, poll, on_finished)
 
     def _answer(self, request: Request) -> Completion:
         reason = FinishReason.LENGTH if request.seed in self._truncated else FinishReason.STOP
@@ -69,6 +73,7 @@ def gather(
         poll=poll,
         on_progress=lambda done, total: None if progress is None else progress.append((done, total)),
         log=NoLog(),
+        peers=RolloutPeers(alone()),
     )
 
 
@@ -140,6 +145,7 @@ def test_other_steps_samples_and_purposes_have_other_seeds() -> None:
             poll=lambda: None,
             on_progress=lambda done, total: None,
             log=NoLog(),
+            peers=RolloutPeers(alone()),
         )
         return [request.seed for request in engine.batches[0]]
 

@@ -15,6 +15,7 @@ from yaoki.data.verifier_pool import VerifierPool
 from yaoki.errors import RefusedError, StopRequested
 from yaoki.journal.metrics import read_metrics
 from yaoki.learner.learner import Learner
+from yaoki.learner.world import alone
 from yaoki.run.directory import RunDirectory
 from yaoki.run.status import run_status
 from yaoki.run.stop import StopSignal
@@ -123,7 +124,7 @@ def test_the_time_budget_stops_the_run(tmp_path: Path, finished: Path) -> None:
 
 def test_a_second_signal_leaves_at_once() -> None:
     def ignore_the_first() -> None:
-        with StopSignal(0):
+        with StopSignal(0, alone()):
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGINT)
             os._exit(0)
@@ -136,7 +137,7 @@ def test_a_second_signal_leaves_at_once() -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_a_request(number: signal.Signals) -> None:
-    with StopSignal(0) as stop:
+    with StopSignal(0, alone()) as stop:
         stop.poll()
         assert stop.reason is None
         os.kill(os.getpid(), number)
@@ -147,26 +148,26 @@ def test_a_signal_is_a_request(number: signal.Signals) -> None:
 
 def test_signals_are_given_back() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    with StopSignal(0):
+    with StopSignal(0, alone()):
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_there_is_no_budget_unless_asked_for() -> None:
-    assert StopSignal(0).reason is None
-    assert StopSignal(1e6).reason is None
-    assert StopSignal(1e-9).reason is None
-    stop = StopSignal(1e-9)
+    assert StopSignal(0, alone()).reason is None
+    assert StopSignal(1e6, alone()).reason is None
+    assert StopSignal(1e-9, alone()).reason is None
+    stop = StopSignal(1e-9, alone())
     stop.got_on()
     assert "1e-09" in str(stop.reason)
 
 
 def test_the_budget_leaves_time_to_save() -> None:
     """By the longest save so far, but never more than half of it."""
-    stop = StopSignal(1e6)
+    stop = StopSignal(1e6, alone())
     stop.saved(999_999)
     assert stop.reason is None
-    stop = StopSignal(100)
+    stop = StopSignal(100, alone())
     stop.saved(20)
     stop.saved(30)
     assert stop.reason is None

@@ -35,7 +35,7 @@ def read_small(path: Path) -> bytes:
     Raises:
         CorruptCheckpointError: it is missing, unreadable, no regular file, or far too big.
     """
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         size_bytes = os.fstat(file.fileno()).st_size
         if size_bytes > _MAX_BYTES_IN_MEMORY:
             raise CorruptCheckpointError(
@@ -61,7 +61,7 @@ def read_small_checked(path: Path, expected: FileEntry) -> bytes:
 
 def check_size(path: Path, expected: FileEntry) -> None:
     """CorruptCheckpointError unless this is a regular file of the expected size. Nothing of it is read."""
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         _require_size(path, file, expected)
 
 
@@ -76,7 +76,7 @@ def read_checked(
         CorruptCheckpointError: missing, not a regular file, wrong size or digest, unreadable; names the file.
     """
     digest = xxhash.xxh3_128()
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         _require_size(path, file, expected)
         try:
             with reading(file, blocks) as views:
@@ -103,7 +103,7 @@ def _require_size(path: Path, file: FileIO, expected: FileEntry) -> None:
         )
 
 
-def _open_regular(path: Path) -> FileIO:
+def open_regular(path: Path) -> FileIO:
     """Open for reading without a buffer; never follows a link, never waits for a pipe's other end."""
     try:
         mode = path.lstat().st_mode

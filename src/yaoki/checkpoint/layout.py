@@ -18,6 +18,7 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 
 _DIRECTORY = re.compile(r"step-([0-9]{8,18})(?:(\.tmp)|\.replaced-([1-9][0-9]{0,8}))?", re.ASCII)
+_PART_FILE = re.compile(r".*-([0-9]{5,9})-of-[0-9]{5,9}\.safetensors", re.ASCII)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", re.ASCII)
 
 
@@ -69,6 +70,12 @@ def replaced_name(step: int, generation: int) -> str:
 def part_file_name(part: str, rank: int, world_size: int) -> str:
     """Name of the file with the tensors of one part on one rank."""
     return f"{part}-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def file_rank(name: str) -> int:
+    """The rank that has written a file with tensors; see `part_file_name`."""
+    match = _PART_FILE.fullmatch(name)
+    return int(match[1]) if match is not None else 0
 
 
 def parse_directory(path: Path) -> Candidate | None:

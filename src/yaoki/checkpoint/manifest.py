@@ -16,7 +16,7 @@ from enum import StrEnum
 import xxhash
 
 from yaoki.checkpoint.canonical import JSON, FormatError, decode, encode, parse
-from yaoki.checkpoint.layout import MANIFEST, STATE, is_plain_name
+from yaoki.checkpoint.layout import MANIFEST, STATE, file_rank, is_plain_name
 from yaoki.errors import CorruptCheckpointError
 
 FORMAT_VERSION = 1
@@ -104,6 +104,10 @@ class Manifest:
     def size_bytes(self) -> int:
         """All listed files together; the manifest itself is not counted."""
         return sum(file.size_bytes for file in self.files)
+
+    def files_of(self, rank: int) -> tuple[FileEntry, ...]:
+        """What a rank has written: the files with its tensors; the first rank also the state."""
+        return tuple(file for file in self.files if file_rank(file.name) == rank)
 
     def to_bytes(self) -> bytes:
         """Canonical JSON that contains a digest of itself; the inverse of `parse_manifest`.

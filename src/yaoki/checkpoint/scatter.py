@@ -1,27 +1,33 @@
-"""Puts the bytes of a tensor file where they belong, as they come: straight into tensors, view after view.
+"""Puts the bytes of a tensor file where they belong: as they come, or only those that are wanted.
 
 It knows which bytes to expect; whether they are the right ones, their digest says at the end.
 """
 
 import ctypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from yaoki.checkpoint.files import open_regular
+from yaoki.checkpoint.landing import Piece
+from yaoki.checkpoint.stored_files import TensorFile
 from yaoki.errors import CorruptCheckpointError
 
 
 class Scatter:
     """Takes a file from its first byte to its last."""
 
-    def __init__(self, path: Path, header: bytes, targets: Sequence[torch.Tensor]) -> None:
-        """`targets`: the tensors that follow the header, in the order of the file."""
+    def __init__(self, path: Path, header: bytes, pieces: Sequence[Piece]) -> None:
+        """`pieces`: what follows the header, in the order of the file."""
         self._path = path
         self._header = header
         self._num_header_bytes = 0
-        self._targets = iter([_Target(tensor) for tensor in targets if tensor.numel()])
-        self._target = next(self._targets, None)
+        self._pieces = iter([piece for piece in pieces if piece.num_bytes])
+        self._piece = next(self._pieces, None)
+        self._num_taken = 0
+        """Of the piece at hand."""
 
     def take(self, view: memoryview) -> None:
         """The next bytes of the file.
@@ -30,12 +36,13 @@ class Scatter:
             CorruptCheckpointError: the header is not the one that the tensors should have.
         """
         left = self._take_header(view)
-        while left and self._target is not None:
-            num_taken = self._target.take(left)
-            left = left[num_taken:]
-            if self._target.is_full:
-                self._target.finish()
-                self._target = next(self._targets, None)
+        while left and self._piece is not None:
+            given = left[: self._piece.num_bytes - self._num_taken]
+            _take_part(self._piece, self._num_taken, given)
+            self._num_taken += len(given)
+            left = left[len(given) :]
+            if self._num_taken == self._piece.num_bytes:
+                self._piece, self._num_taken = next(self._pieces, None), 0
 
     def _take_header(self, view: memoryview) -> memoryview:
         """Returns what comes after the header."""
@@ -48,34 +55,44 @@ class Scatter:
         return view[len(expected) :]
 
 
-class _Target:
-    """A tensor that is being filled, row by row."""
+def read_rows(file: TensorFile, pieces: Sequence[Piece]) -> int:
+    """Read only what is wanted of a file that another rank verifies; returns the number of bytes.
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor.detach()
-        self._dense = (
-            self._tensor if tensor.is_contiguous() else torch.empty(tensor.shape, dtype=tensor.dtype)
-        )
-        self._num_taken = 0
+    Raises:
+        CorruptCheckpointError: the file ends too early or cannot be read.
+    """
+    num_read = 0
+    wanted = [piece for piece in pieces if piece.target is not None]
+    if not wanted:
+        return 0
+    with open_regular(file.path) as opened:
+        for piece in wanted:
+            assert piece.target is not None
+            data = bytearray(piece.take_bytes)
+            if os.preadv(opened.fileno(), [data], piece.begin) != len(data):
+                raise CorruptCheckpointError(f"{file.path}: it ends before {piece.begin + len(data)} bytes")
+            _put(piece, 0, memoryview(data))
+            num_read += len(data)
+    return num_read
 
-    @property
-    def is_full(self) -> bool:
-        return self._num_taken == self._dense.nbytes
 
-    def take(self, view: memoryview) -> int:
-        """Take as many bytes as fit; returns their number."""
-        source = view[: self._dense.nbytes - self._num_taken]
-        begin = self._num_taken
-        self._num_taken += len(source)
-        if self._dense.device.type == "cpu":
-            address = ctypes.addressof(ctypes.c_char.from_buffer(source))
-            ctypes.memmove(self._dense.data_ptr() + begin, address, len(source))
-        else:
-            flat = self._dense.as_strided((self._dense.numel(),), (1,)).view(torch.uint8)
-            flat[begin : self._num_taken].copy_(torch.frombuffer(source, dtype=torch.uint8))
-        return len(source)
+def _take_part(piece: Piece, num_before: int, given: memoryview) -> None:
+    """Of the bytes of a piece from `num_before` on, put those that are wanted."""
+    begin = max(0, piece.skip_bytes - num_before)
+    end = piece.skip_bytes + piece.take_bytes - num_before
+    wanted = given[begin : max(begin, end)]
+    if piece.target is not None and wanted:
+        _put(piece, num_before + begin - piece.skip_bytes, wanted)
 
-    def finish(self) -> None:
-        """All bytes are there."""
-        if self._dense is not self._tensor:
-            self._tensor.copy_(self._dense)
+
+def _put(piece: Piece, offset: int, source: memoryview) -> None:
+    """Bytes of the wanted ones from `offset` on."""
+    assert piece.target is not None
+    dense, begin = piece.target.dense, piece.target_begin + offset
+    if dense.device.type == "cpu":
+        address = ctypes.addressof(ctypes.c_char.from_buffer(source))
+        ctypes.memmove(dense.data_ptr() + begin, address, len(source))
+    else:
+        flat = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
+        flat[begin : begin + len(source)].copy_(torch.frombuffer(source, dtype=torch.uint8))
+    piece.target.received(len(source))

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import torch
 
+from yaoki.checkpoint.boxes import local
 from yaoki.checkpoint.canonical import JSON
 from yaoki.checkpoint.layout import is_plain_name
 from yaoki.checkpoint.manifest import Scope
@@ -40,7 +41,9 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class PartState:
-    """The state of one part: references to its tensors, and a copy of its JSON, which is small.
+    """The state of one part on one rank: references to its tensors, and a copy of its JSON, which is small.
+
+    A tensor may be spread over the ranks; see boxes.py.
 
     Raises:
         YaokiError: a tensor that cannot be written as it is (sparse, complex, on the meta device), or
@@ -99,9 +102,10 @@ def tied(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     first: dict[object, str] = {}
     aliases = {}
     for name, tensor in tensors.items():
-        if tensor.numel() == 0:
+        rows = local(tensor)
+        if rows.numel() == 0:
             continue  # all empty tensors share the address 0
-        view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        view = (rows.device, rows.data_ptr(), rows.dtype, tensor.shape, rows.stride())
         original = first.setdefault(view, name)
         if original != name:
             aliases[name] = original

@@ -30,6 +30,7 @@ class TensorSource:
         self._num_unread_bytes = 0
         self._versions: dict[tuple[str, int], int] = {}
         """torch's count of writes to each, as it was when reading began."""
+        self._check: Callable[[], None] = _nothing_to_check
         self._is_released = False
         self._is_closed = False
         self._cuda = _CudaCopier() if torch.cuda.is_initialized() else None
@@ -39,11 +40,13 @@ class TensorSource:
     ) -> None:
         """These will be read; a tensor that is not contiguous in pieces, see `pieces_of`.
 
-        `check` is called while nobody can release; what it raises comes through, and nothing will be read.
+        `check` is called while nobody can release, now and after each group that was read before the release;
+        what it raises comes through.
         """
         with self._changed:
             if check is not None:
-                check()
+                self._check = check
+            self._check()
             self._unread = {
                 (name, i): piece for name, group in groups.items() for i, piece in enumerate(group)
             }
@@ -55,11 +58,17 @@ class TensorSource:
         """Put the bytes of a group, row by row, into a digester; they will be read once more."""
         for key in self._keys(group):
             self._read(key, digester)
+        self._check_again()
 
     def take(self, group: str, digester: Digester) -> None:
         """Put the bytes of a group, row by row, into a digester; they will not be read again."""
-        for key in self._keys(group):
+        keys = self._keys(group)
+        for key in keys:
             self._read(key, digester)
+            if key != keys[-1]:
+                self._forget(key)
+        self._check_again()
+        for key in keys[-1:]:
             self._forget(key)
 
     def forget(self, group: str) -> None:
@@ -89,6 +98,12 @@ class TensorSource:
                 self._unread = {key: _copy_of(piece) for key, piece in self._unread.items()}
                 self._is_released = True
             return True
+
+    def _check_again(self) -> None:
+        """For tensors that are spread: what torch does to their rows is counted on the whole only."""
+        with self._changed:
+            if not self._is_released:
+                self._check()
 
     def _keys(self, group: str) -> list[tuple[str, int]]:
         assert self._unread is not None
@@ -130,6 +145,10 @@ class TensorSource:
             target.copy_(flat)
         else:
             self._cuda.copy(flat, target)
+
+
+def _nothing_to_check() -> None:
+    """Nobody has asked for more."""
 
 
 def pieces_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

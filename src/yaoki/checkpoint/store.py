@@ -14,44 +14,23 @@ It knows nothing of when to save and of what the parts mean.
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 from yaoki import fs
-from yaoki.checkpoint.blocks import DiskWriter, new_blocks
-from yaoki.checkpoint.canonical import FormatError
+from yaoki.checkpoint.blocks import new_blocks
 from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
-from yaoki.checkpoint.layout import (
-    MANIFEST,
-    Kind,
-    directory_name,
-    parse_directory,
-    replaced_name,
-    unfinished_name,
-)
-from yaoki.checkpoint.manifest import FORMAT_VERSION, Manifest, PartEntry
+from yaoki.checkpoint.layout import Kind, directory_name, parse_directory, replaced_name, unfinished_name
+from yaoki.checkpoint.manifest import Manifest
+from yaoki.checkpoint.ranks import OneRank, Ranks, together
+from yaoki.checkpoint.saving import SaveInfo, Saving
 from yaoki.checkpoint.snapshot import Snapshot
-from yaoki.checkpoint.source import TensorSource, pin, written_to
+from yaoki.checkpoint.source import TensorSource, pin
 from yaoki.checkpoint.verify import read_back
-from yaoki.checkpoint.writer import EarlierFiles, PartFile, Receipt, plan, write_parts, write_state
+from yaoki.checkpoint.writer import EarlierFiles
 from yaoki.errors import CorruptCheckpointError, YaokiError
-
-_RESERVE_BYTES = 16 << 20
-"""Room for JSON, headers and the file system's own needs, beside the tensors."""
-
-
-@dataclass(frozen=True, slots=True)
-class SaveInfo:
-    """What the manifest says of the run, beside the state; see `Manifest`."""
-
-    run_id: str
-    attempt: int
-    parent: str | None
-    config_digest: str
-    dataset_digest: str
-    environment: Mapping[str, bool | int | float | str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +58,23 @@ def _never_stop() -> None:
 
 
 class CheckpointStore(Catalog):
-    """A run's `checkpoints/` directory, for the one process that may write to it, one save at a time."""
+    """A run's `checkpoints/` directory, for the one attempt that may write to it, one save at a time.
 
-    def __init__(self, directory: Path, verified: ValidCheckpoint | None = None) -> None:
+    With several ranks each has a store of its own, and all make the same calls.
+    """
+
+    def __init__(
+        self, directory: Path, verified: ValidCheckpoint | None = None, ranks: Ranks | None = None
+    ) -> None:
         """`verified`: what this process has just read in full; unchanged parts are linked to its files."""
         super().__init__(directory)
         self._newest_verified = verified
+        self._ranks: Ranks = OneRank() if ranks is None else ranks
+
+    @property
+    def is_first(self) -> bool:
+        """The one of several ranks that removes what may go."""
+        return self._ranks.rank == 0
 
     def save(self, snapshot: Snapshot, *, step: int, info: SaveInfo) -> SavedCheckpoint:
         """Write, commit and read back; on return the checkpoint survives a power cut and was found whole.
@@ -118,32 +108,13 @@ class CheckpointStore(Catalog):
         start_s = time.monotonic()
         path = self.directory / directory_name(step)
         unfinished = self.directory / unfinished_name(step)
+        saving = Saving(self._ranks, path, unfinished, snapshot, self._earlier_files())
         try:
-            fs.make_directory(self.directory)
-            self.remove_leftovers()
-            files = plan(snapshot, rank=0, world_size=1)
-            earlier = self._earlier_files()
-            self._require_space(files, earlier)
-            pieces = {file.name: file.pieces() for file in files}
-            source.begin(pieces, partial(_require_untouched, snapshot))  # from here on it can be released
-            fs.make_directory(unfinished)
-            state = write_state(unfinished, snapshot)
-            with DiskWriter(self._blocks, poll) as disk:
-                receipts = write_parts(unfinished, files, source, disk, earlier)
-            manifest = _manifest(snapshot, [*receipts, state], step, info)
-            manifest_bytes = manifest.to_bytes()
-            fs.write_file_durably(unfinished / MANIFEST, manifest_bytes)
-            fs.fsync_directory(unfinished)
-            self._give_name(unfinished, path, step)
-        except OSError as error:
-            raise YaokiError(
-                f"cannot save {path}: {error.filename}: {error.strerror}",
-                hint="earlier checkpoints are untouched; see to the disk, then resume the run",
-            ) from error
-        except FormatError as error:
-            raise YaokiError(f"cannot save {path}: {error}") from error
+            receipts = saving.write(source, self._blocks, poll, self._make_room)
+            give_name = partial(self._give_name, unfinished, path, step)
+            manifest, manifest_bytes = saving.finish(receipts, step, info, give_name)
         finally:
-            if unfinished.exists():
+            if self._ranks.rank == 0 and unfinished.exists():
                 with contextlib.suppress(OSError):
                     fs.remove_tree(unfinished)
         saved = SavedCheckpoint(path, step, manifest.size_bytes, time.monotonic() - start_s)
@@ -155,9 +126,11 @@ class CheckpointStore(Catalog):
         Raises:
             YaokiError: it is not what was written. It keeps its name, and a resume will pass it over.
         """
-        path = committed.saved.path
+        path, ranks = committed.saved.path, self._ranks
+        own = committed.manifest.files_of(ranks.rank)
+        read = partial(read_back, path, committed.manifest_bytes, own, self._blocks, poll)
         try:
-            read_back(path, committed.manifest_bytes, committed.manifest, self._blocks, poll)
+            together(ranks, read)
         except CorruptCheckpointError as error:
             # What was found whole earlier may lie on the same disk, or be the same file.
             self._verified.clear()
@@ -182,6 +155,10 @@ class CheckpointStore(Catalog):
             return None
         return EarlierFiles(newest.path, {file.name: file for file in newest.manifest.files})
 
+    def _make_room(self) -> None:
+        fs.make_directory(self.directory)
+        self.remove_leftovers()
+
     def _give_name(self, unfinished: Path, path: Path, step: int) -> None:
         self._verified.discard(path)
         if self._newest_verified is not None and self._newest_verified.path == path:
@@ -202,44 +179,3 @@ class CheckpointStore(Catalog):
         for candidate in self.candidates():
             if candidate.kind is Kind.UNFINISHED:
                 fs.remove_tree(candidate.path)
-
-    def _require_space(self, files: Sequence[PartFile], earlier: EarlierFiles | None) -> None:
-        """What is probably linked takes no space; if it is written after all, the disk may still say no."""
-        needed_bytes = _RESERVE_BYTES + sum(
-            file.size_bytes for file in files if earlier is None or earlier.find(file) is None
-        )
-        free_bytes = fs.num_free_bytes(self.directory)
-        if free_bytes < needed_bytes:
-            raise YaokiError(
-                f"cannot save a checkpoint to {self.directory}: it needs {needed_bytes:,} bytes, "
-                f"{free_bytes:,} are free",
-                hint="free some space or keep fewer checkpoints, then resume the run",
-            )
-
-
-def _require_untouched(snapshot: Snapshot) -> None:
-    """What is written to from now on, the source notices."""
-    for name, part in snapshot.parts.items():
-        if part.written_to is not None:
-            raise written_to(f"{name}: {part.written_to}")
-
-
-def _manifest(snapshot: Snapshot, receipts: Sequence[Receipt], step: int, info: SaveInfo) -> Manifest:
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        step=step,
-        created_unix_s=time.time(),
-        attempt=info.attempt,
-        run_id=info.run_id,
-        parent=info.parent,
-        config_digest=info.config_digest,
-        dataset_digest=info.dataset_digest,
-        environment=info.environment,
-        world_size=1,
-        parts=tuple(
-            PartEntry(name, part.scope, has_json=part.json is not None)
-            for name, part in snapshot.parts.items()
-        ),
-        files=tuple(receipt.file for receipt in receipts),
-        tensors=tuple(tensor for receipt in receipts for tensor in receipt.tensors),
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from yaoki.checkpoint.blocks import new_blocks
 from yaoki.checkpoint.files import check_size, read_checked, read_small, require_directory
 from yaoki.checkpoint.layout import MANIFEST, Kind, parse_directory, plain_child
-from yaoki.checkpoint.manifest import Manifest, parse_manifest
+from yaoki.checkpoint.manifest import FileEntry, Manifest, parse_manifest
 from yaoki.errors import CorruptCheckpointError
 
 
@@ -21,7 +21,7 @@ def verify(directory: Path) -> Manifest:
             size or digest, unreadable; or the directory is not what its name says.
     """
     manifest = check_sizes(directory)
-    _check_digests(directory, manifest, new_blocks(), _never_stop)
+    _check_digests(directory, manifest.files, new_blocks(), _never_stop)
     return manifest
 
 
@@ -55,12 +55,17 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def read_back(
-    directory: Path, manifest: bytes, files: Manifest, blocks: Sequence[memoryview], poll: Callable[[], None]
+    directory: Path,
+    manifest: bytes,
+    files: Sequence[FileEntry],
+    blocks: Sequence[memoryview],
+    poll: Callable[[], None],
 ) -> None:
     """Read, from the disk, a checkpoint that was just written.
 
     Args:
-        manifest: the bytes that were written as the manifest; `files` is what they say.
+        manifest: the bytes that were written as the manifest.
+        files: what they say of the files to read.
         blocks: to read into; `poll` is called after each, and what it raises ends the reading.
 
     Raises:
@@ -73,9 +78,9 @@ def read_back(
 
 
 def _check_digests(
-    directory: Path, manifest: Manifest, blocks: Sequence[memoryview], poll: Callable[[], None]
+    directory: Path, files: Sequence[FileEntry], blocks: Sequence[memoryview], poll: Callable[[], None]
 ) -> None:
-    for file in manifest.files:
+    for file in files:
         read_checked(plain_child(directory, file.name), file, blocks, lambda _: poll())
 
 

@@ -4,8 +4,8 @@ Tensors are streamed: what a save adds to memory is a few blocks, however large 
 steps, manifests on disk or commits.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import xxhash
 
 from yaoki import fs
 from yaoki.checkpoint.blocks import DiskWriter
+from yaoki.checkpoint.boxes import box_of, is_written, local
 from yaoki.checkpoint.canonical import JSON, FormatError, encode_state
 from yaoki.checkpoint.layout import STATE, part_file_name
 from yaoki.checkpoint.manifest import FileEntry, Scope, ShardEntry, TensorEntry
@@ -28,6 +29,7 @@ class Receipt:
 
     file: FileEntry
     tensors: tuple[TensorEntry, ...] = ()
+    """Of each only the shard that is in the file."""
 
 
 class PartFile:
@@ -40,9 +42,14 @@ class PartFile:
         self.rarely_changes = part.rarely_changes
         self._owner = rank if part.scope is Scope.PER_RANK else None
         self._aliases = part.aliases
-        self._order = in_file_order(
-            StoredTensor(name, tensor.dtype, tuple(tensor.shape))
+        self._tensors = {
+            name: tensor
             for name, tensor in part.tensors.items()
+            if part.scope is Scope.PER_RANK or is_written(tensor, rank)
+        }
+        self._order = in_file_order(
+            StoredTensor(name, tensor.dtype, box_of(tensor).shape)
+            for name, tensor in self._tensors.items()
             if name not in self._aliases
         )
         self.header = header(self._order)
@@ -52,20 +59,24 @@ class PartFile:
         """Of the whole file."""
         return len(self.header) + sum(tensor.num_bytes for tensor in self._order)
 
+    @property
+    def has_tensors(self) -> bool:
+        """Whether there is anything to write; a rank may have no row of any tensor."""
+        return bool(self._tensors)
+
     def pieces(self) -> list[torch.Tensor]:
         """What follows the header, in this order."""
-        return [piece for tensor in self._order for piece in pieces_of(self._part.tensors[tensor.name])]
+        return [piece for tensor in self._order for piece in pieces_of(local(self._tensors[tensor.name]))]
 
     def tensor_entries(self) -> tuple[TensorEntry, ...]:
         """What the manifest says of the part's tensors."""
-        return tuple(self._tensor_entry(name, tensor) for name, tensor in self._part.tensors.items())
+        return tuple(self._tensor_entry(name, tensor) for name, tensor in self._tensors.items())
 
     def _tensor_entry(self, name: str, tensor: torch.Tensor) -> TensorEntry:
-        shape = tuple(tensor.shape)
-        alias_of = self._aliases.get(name)
-        shards = (ShardEntry(self.name, (0,) * len(shape), shape),) if alias_of is None else ()
+        box, alias_of = box_of(tensor), self._aliases.get(name)
+        shards = (ShardEntry(self.name, box.offsets, box.shape),) if alias_of is None else ()
         dtype = DTYPE_NAMES[tensor.dtype]
-        return TensorEntry(self._part_name, name, self._owner, dtype, shape, shards, alias_of)
+        return TensorEntry(self._part_name, name, self._owner, dtype, box.global_shape, shards, alias_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +94,9 @@ class EarlierFiles:
 
 
 def plan(snapshot: Snapshot, rank: int, world_size: int) -> list[PartFile]:
-    """The tensor files of one rank, in the order of the parts; parts without tensors have none."""
-    return [PartFile(name, part, rank, world_size) for name, part in snapshot.parts.items() if part.tensors]
+    """The tensor files of one rank, in the order of the parts; it may have nothing to write of a part."""
+    files = [PartFile(name, part, rank, world_size) for name, part in snapshot.parts.items() if part.tensors]
+    return [file for file in files if file.has_tensors]
 
 
 def write_parts(
@@ -139,24 +151,47 @@ def _link(
     return before
 
 
-def write_state(directory: Path, snapshot: Snapshot) -> Receipt:
+def state_of_rank(snapshot: Snapshot) -> dict[str, JSON]:
+    """The JSON of the parts that each rank has for itself, by name.
+
+    Raises:
+        YaokiError: a value would come back from JSON as another one.
+    """
+    return _json_of(snapshot, {Scope.PER_RANK})
+
+
+def write_state(directory: Path, snapshot: Snapshot, of_ranks: Sequence[JSON]) -> Receipt:
     """Write the JSON of all parts: `{"shared": {part: value}, "per_rank": [{part: value}, ...]}`.
 
-    Durable after it: the file's bytes, not yet its name.
+    Durable after it: the file's bytes, not yet its name. `of_ranks`: what `state_of_rank` gives on each.
 
     Raises:
         YaokiError: a value would come back from JSON as another one.
         OSError: with the path.
     """
-    shared: dict[str, JSON] = {}
-    of_rank: dict[str, JSON] = {}
+    shared = _json_of(snapshot, {Scope.SHARDED, Scope.GLOBAL})
+    data = encode_state({"shared": shared, "per_rank": list(of_ranks)})
+    fs.write_file_durably(directory / STATE, data)
+    return Receipt(FileEntry(STATE, len(data), xxhash.xxh3_128_hexdigest(data)))
+
+
+def _json_of(snapshot: Snapshot, scopes: Collection[Scope]) -> dict[str, JSON]:
+    found: dict[str, JSON] = {}
     for name, part in snapshot.parts.items():
-        if part.json is not None:
-            (of_rank if part.scope is Scope.PER_RANK else shared)[name] = part.json
+        if part.json is not None and part.scope in scopes:
             try:
                 encode_state(part.json)
             except FormatError as error:
                 raise YaokiError(f"the state of part {name!r} {error}") from error
-    data = encode_state({"shared": shared, "per_rank": [of_rank]})
-    fs.write_file_durably(directory / STATE, data)
-    return Receipt(FileEntry(STATE, len(data), xxhash.xxh3_128_hexdigest(data)))
+            found[name] = part.json
+    return found
+
+
+def merged(entries: Iterable[TensorEntry]) -> tuple[TensorEntry, ...]:
+    """One entry for each tensor, with the shards of all ranks; in the order of their first mention."""
+    by_tensor: dict[tuple[str, int | None, str], TensorEntry] = {}
+    for entry in entries:
+        key = (entry.part, entry.rank, entry.name)
+        known = by_tensor.get(key)
+        by_tensor[key] = entry if known is None else replace(known, shards=known.shards + entry.shards)
+    return tuple(by_tensor.values())

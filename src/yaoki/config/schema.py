@@ -6,24 +6,12 @@ would no longer fit). This module knows nothing of files, models or devices.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-FREE: dict[str, Any] = {"on_resume": "free"}
-STATE: dict[str, Any] = {"on_resume": "state"}
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-NonEmpty = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A frozen group of settings; unknown keys are errors, and so are numbers that JSON cannot hold."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+from yaoki.config.fields import FREE, STATE, Count, Fraction, NonEmpty, Positive, Section
+from yaoki.config.learning import CriticConfig, KLConfig, PolicyConfig
 
 
 class RunConfig(Section):
@@ -45,6 +33,9 @@ class RunConfig(Section):
     optimizer step out, count it and go on."""
     min_free_gb: float = Field(1.0, ge=0, json_schema_extra=FREE)
     """Stop, resumable, when the disk of the run directory has less free space than this, in 10^9 bytes."""
+    peer_timeout_s: float = Field(600.0, gt=0, json_schema_extra=FREE)
+    """With several workers: how long one waits for another that neither answers nor is known to be gone. One
+    that is known to be gone is an error at once. Must be longer than the workers differ in generating."""
     show_samples_every: Count = Field(20, json_schema_extra=FREE)
     """Print sample completions every so many steps; 0 means never."""
 
@@ -80,6 +71,11 @@ class TrainConfig(Section):
     """Weight of the entropy bonus in the policy's loss."""
     micro_batch_tokens: Positive = 16384
     """Token budget (padding included) of one forward/backward. Changes memory and rounding only."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What forward and backward passes compute in. Weights, moments and sums of gradients stay float32."""
+    activation_checkpointing: bool = Field(False, json_schema_extra=FREE)
+    """Compute the activations of each layer again in the backward pass instead of keeping them: less memory,
+    about a third more time, the same bits."""
 
 
 class DataConfig(Section):
@@ -133,100 +129,11 @@ class DataConfig(Section):
         return self
 
 
-class NetworkConfig(Section):
-    """What policy and critic have in common: where they start, how they learn."""
-
-    lr: float = Field(1e-6, ge=0)
-    """Peak learning rate of AdamW."""
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
-    """AdamW's moment decays."""
-    eps: float = Field(1e-8, gt=0)
-    """AdamW's denominator floor."""
-    weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """After warm-up: stay at lr, or go down linearly to min_lr."""
-    warmup_steps: Count = 50
-    """Steps of linear warm-up from lr / warmup_steps."""
-    decay_steps: Count = 0
-    """Step at which the linear schedule reaches min_lr (linear only). Not tied to train.steps, so that
-    raising train.steps never bends a curve already walked."""
-    min_lr: float = Field(0.0, ge=0)
-    """Floor of the linear schedule."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout in the model's attention while training."""
-
-
-class PolicyConfig(NetworkConfig):
-    """The model that is trained to reason."""
-
-    init_from: str = Field("builtin:tiny", min_length=1, json_schema_extra=STATE)
-    """`builtin:tiny` (pre-trained here on the task family), `builtin:tiny-random`, the folder of a
-    Hugging Face causal LM, or its hub name."""
-    trust_remote_code: bool = Field(False, json_schema_extra=FREE)
-    """Let a hub model run its own Python code."""
-    num_mini_batches: Positive = 1
-    """Optimizer steps per pass over the batch; 1 is strictly on-policy."""
-
-
-class CriticConfig(NetworkConfig):
-    """The model that estimates the value of each state (ppo only)."""
-
-    init_from: str = Field("", json_schema_extra=STATE)
-    """Where the backbone starts; empty means where the policy starts."""
-    lr: float = Field(5e-6, ge=0)
-    """Peak learning rate of AdamW."""
-    num_mini_batches: Positive = 12
-    """Optimizer steps per pass over the batch."""
-    value_clip: float = Field(0.2, ge=0)
-    """Values may move this far from the old ones before the loss stops rewarding it; 0 means no clip."""
-
-
-class KLConfig(Section):
-    """Keeping the policy near the reference; off by default, as in ORZ."""
-
-    coef: float = Field(0.0, ge=0)
-    """Weight of the KL term (start value when adaptive)."""
-    use: Literal["loss", "reward"] = "loss"
-    """Add it to the policy's loss, or subtract it from each token's reward."""
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of KL(policy || reference) from the sampled tokens."""
-    controller: Literal["fixed", "adaptive"] = Field("fixed", json_schema_extra=STATE)
-    """Keep coef, or steer it towards target."""
-    target: float = Field(0.05, gt=0)
-    """KL per token that the adaptive controller aims at."""
-    horizon: float = Field(10000.0, gt=0)
-    """Rollouts over which the adaptive controller corrects an error."""
-    measure: bool = Field(False, json_schema_extra=STATE)
-    """Load the reference and report kl_to_ref even when coef is 0."""
-    refresh_reference_every_epoch: bool = Field(False, json_schema_extra=STATE)
-    """Make the policy the new reference whenever an epoch of the data ends."""
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.coef > 0 or self.measure or self.controller == "adaptive"
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        if self.controller == "adaptive" and self.coef == 0:
-            raise ValueError(
-                "kl.controller and kl.coef: an adaptive controller scales coef; set kl.coef above 0"
-            )
-        if self.refresh_reference_every_epoch and not self.needs_reference:
-            raise ValueError(
-                "kl.refresh_reference_every_epoch and kl.coef: there is no reference to refresh; "
-                "set kl.coef above 0 or kl.measure=true"
-            )
-        return self
-
-
 class EngineConfig(Section):
     """How completions are sampled."""
 
-    type: Literal["transformers"] = Field("transformers", json_schema_extra=STATE)
-    """Which engine generates."""
+    type: Literal["transformers", "vllm"] = Field("transformers", json_schema_extra=STATE)
+    """Which engine generates. vLLM is installed separately, and does not promise the same bits."""
     batch_size: Positive = 128
     """Completions generated together: the fixed micro-batch of rollouts. Its size changes the last bits."""
     max_new_tokens: Positive = 8000
@@ -237,6 +144,23 @@ class EngineConfig(Section):
     """Sample from the smallest set of tokens that holds this much probability."""
     stop: tuple[NonEmpty, ...] = ("</answer>",)
     """A completion ends where its text contains one of these."""
+    gpu_memory_utilization: float = Field(0.5, gt=0, le=1, json_schema_extra=FREE)
+    """Share of each GPU's memory that vLLM may take, for weights, keys and values (vllm on GPUs only)."""
+
+    @model_validator(mode="after")
+    def _vllm_can(self) -> Self:
+        if self.type == "vllm" and not 0.01 <= self.temperature <= 2:
+            raise ValueError(
+                "engine.type and engine.temperature: vllm samples at temperatures from 0.01 to 2, not at "
+                f'{self.temperature}; set engine.temperature=1, or engine.type="transformers"'
+            )
+        if self.type == "vllm" and self.temperature != 1 and self.top_p != 1:
+            raise ValueError(
+                "engine.temperature and engine.top_p: vllm reports log-probabilities before the temperature "
+                "or after top_p, and training needs those in between; set one of them to 1, or "
+                'engine.type="transformers"'
+            )
+        return self
 
 
 class EvalConfig(Section):

@@ -7,7 +7,7 @@ Steps are counted as in metrics.jsonl: the rollouts of step N lead from policy N
 engines or training, nor of which rollouts make a step complete.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -35,10 +35,17 @@ class RolloutJournal:
     """
 
     def __init__(
-        self, directory: Path, identity: JournalIdentity, *, flush_seconds: float, flush_rollouts: int
+        self,
+        directory: Path,
+        identity: JournalIdentity,
+        *,
+        flush_seconds: float,
+        flush_rollouts: int,
+        num_ranks: int = 1,
     ) -> None:
         """`directory`: the run's `rollouts/`. Rollouts wait for `flush_seconds` at most, or for so many."""
         self._directory = directory
+        self._num_ranks = num_ranks
         self._identity = identity
         self._commits = GroupCommit(self._write, flush_seconds=flush_seconds, flush_rollouts=flush_rollouts)
         self._step = 0
@@ -57,10 +64,17 @@ class RolloutJournal:
         if error is None:
             self._commits.raise_failure()
 
-    def open_step(self, step: int, policy_version: int, prompts: Sequence[Prompt]) -> None:
+    def open_step(
+        self,
+        step: int,
+        policy_version: int,
+        prompts: Sequence[Prompt],
+        wait: Callable[[], None] = lambda: None,
+    ) -> None:
         """Turn to a step: read what there is of it, by all ranks and attempts, and set aside what is no use.
 
-        Beginnings of parts that a dead attempt left are removed. Raises YaokiError for what cannot be read.
+        `wait` returns when all ranks have read, so that all have found the same. Beginnings of parts that a
+        dead attempt left are removed. Raises YaokiError for what cannot be read.
         """
         self.sync()
         self._step, self._policy_version = step, policy_version
@@ -68,6 +82,7 @@ class RolloutJournal:
         if directory.is_dir():
             fs.fsync_directory(directory)  # a part that a dead process has named counts, so it must stay
         self._contents = read_step_for(directory, Wanted(self._identity, step, policy_version, prompts))
+        wait()
         if self._identity.rank == 0:  # every rank refuses the same; one of them moves it away
             self._refusals += [set_aside(refusal, quarantine) for refusal in self._contents.refused]
             self._refusals += self._strangers(directory)
@@ -115,11 +130,12 @@ class RolloutJournal:
             fs.publish(directory / str(name), memoryview(data))
 
     def _clean_and_number(self, directory: Path, quarantine: Path) -> int:
-        """Remove unfinished parts of this rank; the number that none of its parts ever had."""
+        """Remove unfinished parts of this rank (the first one: of dead ranks too); an unused number."""
         numbers = [0]
         for place in (directory, quarantine):
             for name in part_names(place):
-                if name.rank != self._identity.rank:
+                is_ours = name.rank == self._identity.rank
+                if not is_ours and not (self._identity.rank == 0 and name.rank >= self._num_ranks):
                     continue
                 numbers.append(name.number)
                 if place == directory and name.suffix == UNFINISHED_SUFFIX:

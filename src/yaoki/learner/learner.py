@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from yaoki.config.schema import Config
 from yaoki.errors import NonFiniteError
 from yaoki.learner.optim import TrainedNetwork
+from yaoki.learner.shard import whole
+from yaoki.learner.world import World
 from yaoki.models.critic import token_values
 from yaoki.models.policy import token_logprobs
 from yaoki.ppo.advantages import (
@@ -25,7 +27,7 @@ from yaoki.ppo.advantages import (
     shaped_rewards,
     whiten,
 )
-from yaoki.ppo.batch import Experience, micro_batches, mini_batches, pad_rollouts
+from yaoki.ppo.batch import Experience, deal, micro_batches, mini_batches, pad_rollouts
 from yaoki.ppo.losses import (
     entropy_from_logits,
     kl_estimate,
@@ -77,7 +79,11 @@ class UpdateStats:
 
 
 class Learner:
-    """Policy, critic and reference on one device."""
+    """Policy, critic and reference on this rank's device.
+
+    Every rank holds all rows and scores of a batch, and computes on its share of them: whole groups, balanced
+    by tokens. All ranks make the same calls, and go through as many micro-batches as the one with most.
+    """
 
     def __init__(
         self,
@@ -85,11 +91,13 @@ class Learner:
         critic: TrainedNetwork | None,
         reference: PreTrainedModel | None,
         config: Config,
+        world: World,
     ) -> None:
         self.policy = policy
         self.critic = critic
         self.reference = reference
         self._config = config
+        self._world = world
         self._device = policy.model.device
 
     @torch.no_grad()
@@ -110,12 +118,16 @@ class Learner:
         values = torch.zeros_like(old) if self.critic is not None else None
         for rows, batch in self._micro_batches(experience):
             poll()
-            columns = slice(0, batch.token_ids.shape[1])
-            old[rows, columns] = self._logprobs(self.policy.model.eval(), batch)
+            columns, num_rows = slice(0, batch.token_ids.shape[1]), len(rows)
+            old[rows, columns] = self._logprobs(self.policy.model.eval(), batch)[:num_rows]
             if self.reference is not None and ref is not None:
-                ref[rows, columns] = self._logprobs(self.reference, batch)
+                ref[rows, columns] = self._logprobs(self.reference, batch)[:num_rows]
             if self.critic is not None and values is not None:
-                values[rows, columns] = token_values(self.critic.model.eval(), batch.token_ids).cpu()
+                found = token_values(self.critic.model.eval(), batch.token_ids).cpu()
+                values[rows, columns] = found[:num_rows]
+        for column in (old, ref, values):
+            if column is not None:
+                self._world.sum(column)  # each row was scored on one rank and is zero on the others
         return replace(experience, old_logprobs=old, ref_logprobs=ref, values=values)
 
     def with_advantages(self, experience: Experience, kl_coef: float) -> Experience:
@@ -169,13 +181,16 @@ class Learner:
         return UpdateStats(_mean(policy_steps), _mean(critic_steps), num_skipped)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's live weights, for the engine."""
-        yield from self.policy.weights().items()
+        """The policy's weights, whole, one after another; every rank must ask for all of them."""
+        for name, tensor in self.policy.weights().items():
+            yield name, whole(tensor)
 
     def refresh_reference(self) -> None:
         """The policy of this moment becomes the reference."""
         if self.reference is not None:
-            self.reference.load_state_dict(self.policy.model.state_dict())
+            own = self.reference.state_dict()
+            for name, tensor in self.policy.weights().items():
+                own[name].copy_(tensor)
 
     def _policy_step(self, experience: Experience, kl_coef: float, poll: Poll) -> PolicyStats | None:
         """One optimizer step of the policy on one mini-batch; None if it was left out."""
@@ -217,7 +232,7 @@ class Learner:
                 ],
                 dtype=torch.float64,
             )
-        loss_sum, entropy_sum, clipped, approx_kl = sums.tolist()
+        loss_sum, entropy_sum, clipped, approx_kl = self._world.sum(sums).tolist()
         grad_norm = self._apply(self.policy, "policy", loss_sum)
         if grad_norm is None:
             return None
@@ -226,7 +241,7 @@ class Learner:
     def _critic_step(self, critic: TrainedNetwork, experience: Experience, poll: Poll) -> CriticStats | None:
         """One optimizer step of the critic on one mini-batch; None if it was left out."""
         num_tokens = experience.num_loss_tokens
-        total = 0.0
+        total = torch.zeros(1, dtype=torch.float64)
         model = critic.model.train()
         for _, batch in self._micro_batches(experience):
             poll()
@@ -240,8 +255,9 @@ class Learner:
             )
             loss.backward()
             total += float(loss.detach())
-        grad_norm = self._apply(critic, "critic", total)
-        return None if grad_norm is None else CriticStats(total, grad_norm, critic.lr)
+        loss_sum = float(self._world.sum(total))
+        grad_norm = self._apply(critic, "critic", loss_sum)
+        return None if grad_norm is None else CriticStats(loss_sum, grad_norm, critic.lr)
 
     def _apply(self, network: TrainedNetwork, name: str, loss: float) -> float | None:
         """Step with the gradients that are there; returns their norm, or None if the step is left out."""
@@ -267,17 +283,33 @@ class Learner:
         return full.cpu()
 
     def _micro_batches(self, experience: Experience) -> Iterator[tuple[list[int], Experience]]:
-        """Row numbers and rows of each micro-batch, the rows on the learner's device."""
+        """Row numbers and rows of each of this rank's micro-batches, the rows on the learner's device.
+
+        A rank that has fewer than another one goes on with a row whose tokens count for nothing, and no row
+        number: the passes through a sharded network are done by all ranks together.
+        """
+        num_tokens = experience.num_tokens.tolist()
+        shares = deal(experience.group.tolist(), num_tokens, self._world.size)
         budget = self._config.train.micro_batch_tokens
-        for rows in micro_batches(experience.num_tokens.tolist(), budget):
-            batch = experience.rows(rows)
-            moved = {f.name: getattr(batch, f.name) for f in fields(batch)}
-            on_device = {name: t.to(self._device) for name, t in moved.items() if t is not None}
-            yield rows, replace(batch, **on_device)
+        cut = [
+            [[share[i] for i in rows] for rows in micro_batches([num_tokens[row] for row in share], budget)]
+            for share in shares
+        ]
+        mine = cut[self._world.rank]
+        for rows in mine:
+            yield rows, self._on_device(experience.rows(rows))
+        shortest = experience.rows([num_tokens.index(min(num_tokens))])
+        nothing = replace(shortest, loss_mask=torch.zeros_like(shortest.loss_mask))
+        for _ in range(max(map(len, cut)) - len(mine)):
+            yield [], self._on_device(nothing)
+
+    def _on_device(self, batch: Experience) -> Experience:
+        columns = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        return replace(batch, **{name: t.to(self._device) for name, t in columns.items() if t is not None})
 
 
 def _first_response_column(batch: Experience) -> int:
-    return int(batch.loss_mask.int().argmax(dim=1).min())
+    return max(1, int(batch.loss_mask.int().argmax(dim=1).min()))
 
 
 def _columns(column: Tensor | None, first: int) -> Tensor:

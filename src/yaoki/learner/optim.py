@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from yaoki.config.schema import NetworkConfig
+from yaoki.config.learning import NetworkConfig
 from yaoki.errors import CorruptCheckpointError
+from yaoki.learner.shard import whole
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state of one parameter, by torch's own names."""
@@ -65,7 +66,7 @@ class TrainedNetwork:
 
     def clip_gradients(self) -> float:
         """Scale the gradients that are there down to the maximal norm; returns their norm before that."""
-        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm))
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)))
 
     def step(self) -> None:
         """One optimizer step with the gradients that are there."""
@@ -90,8 +91,17 @@ class TrainedNetwork:
             for moment in _MOMENTS
         }
 
+    def make_moments(self) -> None:
+        """Moments as AdamW makes them in its first step, for saved ones to be read into."""
+        for parameter in self._names:
+            self._optimizer.state[parameter] = {
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "step": torch.tensor(0.0),
+            }
+
     def restore_moments(self, saved: Mapping[str, Tensor]) -> None:
-        """Take over what `moments` gave, on the parameters' devices.
+        """Take over what `moments` gave; what was read straight into them is there already.
 
         Raises CorruptCheckpointError when a moment is missing, left over or of another shape.
         """
@@ -99,19 +109,19 @@ class TrainedNetwork:
         if saved and saved.keys() != expected:
             odd = sorted(saved.keys() ^ expected)
             raise CorruptCheckpointError(f"optimizer moments missing or left over: {', '.join(odd[:5])}")
-        self._optimizer.state.clear()
-        for parameter, name in self._names.items() if saved else ():
-            state = {moment: saved[f"{moment}/{name}"] for moment in _MOMENTS}
-            shapes = [tuple(state[moment].shape) for moment in _MOMENTS]
-            dtypes = [state[moment].dtype for moment in _MOMENTS]
-            fits = shapes == [tuple(parameter.shape), tuple(parameter.shape), ()]
-            if not fits or dtypes != [parameter.dtype, parameter.dtype, torch.float32]:
+        if not saved:
+            self._optimizer.state.clear()
+            return
+        if not self._optimizer.state:
+            self.make_moments()
+        live = self.moments()
+        for name in expected:
+            if (saved[name].shape, saved[name].dtype) != (live[name].shape, live[name].dtype):
                 raise CorruptCheckpointError(
-                    f"{', '.join(_MOMENTS)} of {name} are {', '.join(map(str, shapes))}; "
-                    f"the parameter is {tuple(parameter.shape)}"
+                    f"the moment {name} is {tuple(saved[name].shape)} {saved[name].dtype}, "
+                    f"it should be {tuple(live[name].shape)} {live[name].dtype}"
                 )
-            self._optimizer.state[parameter] = {
-                "exp_avg": state["exp_avg"].to(parameter.device, copy=True),
-                "exp_avg_sq": state["exp_avg_sq"].to(parameter.device, copy=True),
-                "step": state["step"].clone(),
-            }
+        with torch.no_grad():
+            for name in expected:
+                if live[name] is not saved[name]:
+                    live[name].copy_(saved[name])

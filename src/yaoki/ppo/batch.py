@@ -119,6 +119,26 @@ def _check_rollout(
         )
 
 
+def deal(groups: Sequence[int], num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Rows for each rank: whole groups, balanced by tokens; every row exactly once, in its given order.
+
+    groups, num_tokens: of each row. The largest group goes to the rank that has the fewest tokens so far (the
+    first of these). A rank may get nothing. Source: Graham 1969, "Bounds on Multiprocessing Timing
+    Anomalies": no rank gets more than 4/3 of what is the least possible.
+    """
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    sizes = {group: sum(num_tokens[row] for row in rows) for group, rows in members.items()}
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for group in sorted(members, key=lambda group: (-sizes[group], group)):
+        rank = loads.index(min(loads))
+        shares[rank] += members[group]
+        loads[rank] += sizes[group]
+    return [sorted(share) for share in shares]
+
+
 def micro_batches(num_tokens: Sequence[int], token_budget: int) -> list[list[int]]:
     """Rows grouped so that rows x longest row stays within `token_budget`; every row exactly once.
 

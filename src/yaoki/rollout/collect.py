@@ -4,9 +4,10 @@ Which completions share a micro-batch is a function of their coordinates alone. 
 attempts holds is not made again. Knows nothing of training, nor of how the log is kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from yaoki.errors import StopRequested
 from yaoki.rollout.engine import Poll, Request, RolloutEngine
 from yaoki.seeding import Purpose, seed
 from yaoki.types import Completion, Prompt, Rollout, Task, Verdict, VerdictReason
@@ -54,6 +55,21 @@ class NoLog:
         pass
 
 
+class Peers(Protocol):
+    """The ranks among which micro-batches are dealt out; all of them collect the same step."""
+
+    rank: int
+    size: int
+
+    def any_reason(self, mine: str | None) -> str | None:
+        """The reason that some rank gives; None if none does."""
+        ...
+
+    def exchange(self, rollouts: Sequence[Rollout]) -> Mapping[Place, JudgedCompletion]:
+        """What all ranks have sampled."""
+        ...
+
+
 def collect(
     engine: RolloutEngine,
     verifier: AnswerVerifier,
@@ -67,36 +83,63 @@ def collect(
     poll: Poll,
     on_progress: Callable[[int, int], None],
     log: RolloutLog,
+    peers: Peers,
 ) -> list[Rollout]:
-    """`num_samples` rollouts of each prompt, ordered by (prompt, sample).
+    """`num_samples` rollouts of each prompt, ordered by (prompt, sample); the same list on every rank.
 
-    The seed of a completion is (run_seed, purpose, step, prompt, sample). `on_progress(done, total)` is
-    called after each micro-batch. Raises what `poll` raises; then finished micro-batches are in `log`.
+    The seed of a completion is (run_seed, purpose, step, prompt, sample). Micro-batches that `log` does not
+    hold are dealt out to the ranks in turn, so every rank must find the same. `on_progress(done, total)`
+    counts this rank's. Raises what `poll` raises, on all ranks; then finished micro-batches are in `log`.
     """
     places = [(index, sample) for index in range(len(prompts)) for sample in range(num_samples)]
-    rollouts: list[Rollout] = []
+    found: dict[Place, JudgedCompletion] = {}
+    missing: list[Sequence[Place]] = []
+    for start in range(0, len(places), batch_size):
+        batch = places[start : start + batch_size]
+        logged = log.find(batch)
+        found |= {} if logged is None else dict(zip(batch, logged, strict=True))
+        missing += [batch] if logged is None else []
 
     def rollout(place: Place, completion: Completion, verdict: Verdict) -> Rollout:
         index, sample = place
         return Rollout(step, index, sample, engine.policy_version, prompts[index], completion, verdict)
 
-    for start in range(0, len(places), batch_size):
-        batch = places[start : start + batch_size]
-        found = log.find(batch)
-        if found is not None:
-            rollouts += [rollout(p, f.completion, f.verdict) for p, f in zip(batch, found, strict=True)]
-        else:
-            requests = [
-                Request(prompts[index].token_ids, seed(run_seed, purpose, step, index, sample))
-                for index, sample in batch
-            ]
-            completions = engine.generate(requests, poll)
-            verdicts = _judge(verifier, [prompts[index] for index, _ in batch], completions, poll)
-            new = [rollout(*member) for member in zip(batch, completions, verdicts, strict=True)]
-            log.append(new)
-            rollouts += new
-        on_progress(len(rollouts), len(places))
-    return rollouts
+    def sample(batch: Sequence[Place]) -> list[Rollout]:
+        requests = [
+            Request(prompts[index].token_ids, seed(run_seed, purpose, step, index, sample))
+            for index, sample in batch
+        ]
+        completions = engine.generate(requests, poll)
+        verdicts = _judge(verifier, [prompts[index] for index, _ in batch], completions, poll)
+        return [rollout(*member) for member in zip(batch, completions, verdicts, strict=True)]
+
+    def sample_own() -> list[Rollout]:
+        own = missing[peers.rank :: peers.size]
+        total, new = len(found) + sum(map(len, own)), list[Rollout]()
+        if found:
+            on_progress(len(found), total)
+        for batch in own:
+            rollouts = sample(batch)
+            log.append(rollouts)
+            new += rollouts
+            on_progress(len(found) + len(new), total)
+        return new
+
+    found |= peers.exchange(_unless_stopped(sample_own, peers))
+    return [rollout(place, found[place].completion, found[place].verdict) for place in places]
+
+
+def _unless_stopped(work: Callable[[], list[Rollout]], peers: Peers) -> list[Rollout]:
+    """What `work` returns; StopRequested if any rank was stopped, so that none waits for another one."""
+    own_reason: str | None = None
+    done: list[Rollout] = []
+    try:
+        done = work()
+    except StopRequested as stop:
+        own_reason = str(stop)
+    if (reason := peers.any_reason(own_reason)) is not None:
+        raise StopRequested(reason)
+    return done
 
 
 def _judge(

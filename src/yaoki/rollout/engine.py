@@ -15,6 +15,13 @@ from yaoki.types import Completion
 Poll = Callable[[], None]
 """Called between tokens; raises StopRequested when the run was asked to stop."""
 
+OnFinished = Callable[[int, Completion], None]
+"""Takes over a finished completion; the number is the place of its request."""
+
+
+def keep_none(place: int, completion: Completion) -> None:
+    """An OnFinished for who waits for all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -40,16 +47,42 @@ class RolloutEngine(Protocol):
 
     @property
     def policy_version(self) -> int:
-        """Version of the loaded weights; -1 before the first load."""
+        """Version of the loaded weights; -1 before the first load, and once they are forgotten."""
         ...
 
-    def generate(self, requests: Sequence[Request], poll: Poll) -> list[Completion]:
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a completion depends on its own request alone, but for rounding, not on the others.
+
+        If so, each completion is worth keeping as it finishes, and any requests may be generated together.
+        If not, only the same micro-batch gives the same bits: all of it is kept, or nothing.
+        """
+        ...
+
+    def generate(
+        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished = keep_none
+    ) -> list[Completion]:
         """One completion per request, in order.
 
-        The requests are one micro-batch: the same requests under the same weights give the same bits.
+        `on_finished` is called once for each: as it finishes, in any order, if the engine is batch-invariant,
+        else when all are done, in order. What it or `poll` raises comes through and leaves the engine as it
+        was. An engine that is not batch-invariant gives the same bits for the same requests under the same
+        weights. YaokiError while there are no weights.
         """
+        ...
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probabilities of all tokens but the first, each given those before it, at temperature 1."""
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
         """Take over the learner's weights; all of them, or an error."""
+        ...
+
+    def sleep(self) -> None:
+        """Give back as much memory as can be given, for training. The weights may be forgotten."""
+        ...
+
+    def wake(self) -> None:
+        """Get ready for `load_weights` after `sleep`."""
         ...

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from yaoki.types import FinishReason
 
@@ -42,6 +42,12 @@ class StopCondition:
         before = self._tokenizer.decode(list(token_ids[-self._window : -1]))
         after = self._tokenizer.decode(list(token_ids[-self._window :]))
         return any(after.count(text) > before.count(text) for text in self._stop)
+
+
+def eos_ids(config: PreTrainedConfig) -> list[int]:
+    """The end-of-sequence tokens that a model's config names."""
+    named: int | list[int] | None = getattr(config, "eos_token_id", None)
+    return named if isinstance(named, list) else [] if named is None else [named]
 
 
 def _may_complete(piece: str, text: str) -> bool:

@@ -13,10 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from yaoki.errors import YaokiError
-from yaoki.rollout.engine import Poll, Request, Sampling
+from yaoki.rollout.engine import OnFinished, Poll, Request, Sampling, keep_none
 from yaoki.rollout.kv_cache import new_cache
+from yaoki.rollout.probe import model_logprobs
+from yaoki.rollout.pushed_weights import fitting
 from yaoki.rollout.sampling import sample_tokens
-from yaoki.rollout.stopping import StopCondition
+from yaoki.rollout.stopping import StopCondition, eos_ids
 from yaoki.seeding import uniforms
 from yaoki.types import Completion, FinishReason
 
@@ -33,32 +35,39 @@ class TransformersEngine:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._sampling = sampling
-        eos: int | list[int] | None = getattr(model.config, "eos_token_id", None)
-        more_eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        self._stop = StopCondition(tokenizer, sampling.stop, more_eos_ids)
+        self._stop = StopCondition(tokenizer, sampling.stop, eos_ids(model.config))
         self.policy_version = -1
+
+    @property
+    def batch_invariant(self) -> bool:
+        """See RolloutEngine: the last bits of the logits depend on the shape of the batch."""
+        return False
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
         """Copy the learner's weights; raises YaokiError when a tensor is missing, left over or misshapen."""
         own = self._model.state_dict()
-        given = dict(weights)
-        if given.keys() != own.keys():
-            odd = sorted(given.keys() ^ own.keys())
-            raise YaokiError(f"the engine's model and the pushed weights differ in {', '.join(odd[:5])}")
-        for name, tensor in own.items():
-            if tensor.shape != given[name].shape:
-                raise YaokiError(
-                    f"{name} is {tuple(tensor.shape)} in the engine, {tuple(given[name].shape)} pushed"
-                )
-        for name, tensor in own.items():
-            tensor.copy_(given[name])
+        shapes = {name: tensor.shape for name, tensor in own.items()}
+        for name, tensor in dict(fitting(shapes, weights)).items():
+            own[name].copy_(tensor)
         self.policy_version = policy_version
 
-    @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], poll: Poll) -> list[Completion]:
+    def sleep(self) -> None:
+        """Nothing is given back: this engine is for models that fit beside the learner."""
+
+    def wake(self) -> None:
+        """It never sleeps."""
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """See RolloutEngine."""
-        if self.policy_version < 0:
-            raise YaokiError("the engine has no weights yet", hint="call load_weights first")
+        self._require_weights()
+        return model_logprobs(self._model, token_ids)
+
+    @torch.inference_mode()
+    def generate(
+        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished = keep_none
+    ) -> list[Completion]:
+        """See RolloutEngine."""
+        self._require_weights()
         batch = _DecodingBatch(self._model, requests)
         for position in range(self._sampling.max_new_tokens):
             poll()
@@ -71,9 +80,15 @@ class TransformersEngine:
                 break
             if position + 1 < self._sampling.max_new_tokens:
                 batch.advance(tokens)
-        return [
-            self._completion(*row) for row in zip(batch.token_ids, batch.logprobs, batch.reasons, strict=True)
-        ]
+        rows = zip(batch.token_ids, batch.logprobs, batch.reasons, strict=True)
+        completions = [self._completion(*row) for row in rows]
+        for place, completion in enumerate(completions):
+            on_finished(place, completion)
+        return completions
+
+    def _require_weights(self) -> None:
+        if self.policy_version < 0:
+            raise YaokiError("the engine has no weights yet", hint="call load_weights first")
 
     def _completion(
         self, token_ids: list[int], logprobs: list[float], reason: FinishReason | None

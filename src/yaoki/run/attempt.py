@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from yaoki.checkpoint.catalog import Catalog, Choice
-from yaoki.checkpoint.store import CheckpointStore, SavedCheckpoint, SaveInfo
+from yaoki.checkpoint.saving import SaveInfo
+from yaoki.checkpoint.store import CheckpointStore, SavedCheckpoint
 from yaoki.config.compat import config_digest
 from yaoki.config.schema import Config
 from yaoki.data.verifier_pool import VerifierPool
-from yaoki.errors import StopRequested
 from yaoki.journal.metrics import MetricsLog, read_metrics
 from yaoki.journal.rollouts import JournalIdentity, RolloutJournal
+from yaoki.learner.world import World, peers_expected
 from yaoki.run import rng
 from yaoki.run.board import Board
 from yaoki.run.build import (
@@ -34,7 +35,9 @@ from yaoki.run.checkpoints import held_out_accuracies
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
 from yaoki.run.environment import Environment, environment_digest
+from yaoki.run.follower import FollowedBoard, FollowedMetrics
 from yaoki.run.grade import ResumeVerdict, judge
+from yaoki.run.peers import RolloutPeers
 from yaoki.run.recover import require_same_data, require_same_start, restore
 from yaoki.run.startup import Startup
 from yaoki.run.state import Lineage, Progress, RunState
@@ -67,18 +70,20 @@ class Attempt:
     stop: StopSignal
     startup: Startup
     replay_only: bool
+    world: World
     stack: ExitStack
 
     def run(self, choice: Choice) -> Outcome:
         """Build, restore, train, sum up."""
-        device = choose_device(self.config)
-        now = environment(self.config, device)
+        device = choose_device(self.config, self.world)
+        now = environment(self.config, device, self.world)
         verdict = judge(choice, now, self.config, self.directory.parent)
         self.console.headline(f"run {self.directory.path}, attempt {self.number}: {verdict.describe()}")
         trainer = self._build(choice, verdict, now, device)
         self.directory.store_config(self.config)  # only now is it known that the run can go on with it
         self.console.start(trainer.state.progress.global_step, self.config.train.steps)
-        final_accuracy = trainer.run(measure_at_end=not self.replay_only)
+        with peers_expected():
+            final_accuracy = trainer.run(measure_at_end=not self.replay_only)
         summary = self._summary(trainer, final_accuracy)
         self.directory.write_summary(summary)
         return Outcome(self.directory, trainer.state.progress.global_step, summary, already_finished=False)
@@ -94,7 +99,7 @@ class Attempt:
             )
         )
         if choice.checkpoint is None:
-            models = start_models(config, directory, device, self.console, self.stop.poll_signals)
+            models = start_models(config, directory, device, self.console, self.stop.poll_signals, self.world)
         else:
             models = empty_models(config, directory, device)
         tasks = Tasks(config, models.tokenizer, self.console)
@@ -104,20 +109,22 @@ class Attempt:
         if choice.checkpoint is not None:
             require_same_data(choice.checkpoint, digest, config, parent)
         state = RunState(
-            learner=build_learner(config, models),
+            learner=build_learner(config, models, self.world, device),
             loader=tasks.loader(source),
             kl=build_kl(config),
             progress=Progress(),
             lineage=Lineage(directory.run_id, self.number, None if parent is None else parent.run_id),
-            metrics=MetricsLog(directory.metrics_path, directory.superseded_path(self.number)),
+            metrics=self._metrics(),
+            world=self.world,
         )
         self.stack.callback(state.metrics.close)
-        board = Board(directory.tensorboard, verdict.step + 1)
+        board = Board(directory.tensorboard, verdict.step + 1) if self.world.is_first else FollowedBoard()
         self.stack.callback(board.close)
         engine = build_engine(config, models)
         facts = environment_digest(now, self.number)
         self.startup.ended("build")
         self._restore(choice, state, facts)  # after all that is built, for it sets the generators
+        self.world.loop.wait()  # what the first rank has cut off is read below
         self.startup.ended("load")
         engine.load_weights(state.learner.weights(), state.progress.policy_version)
         self.startup.ended("engine")
@@ -133,20 +140,24 @@ class Attempt:
             board=board,
             console=self.console,
             stop=self.stop,
-            journal=StepJournal(journal, self.console, self._startup_ended, replay_only=self.replay_only),
+            journal=StepJournal(
+                journal, self.console, self._startup_ended, self.world.loop.wait, replay_only=self.replay_only
+            ),
             witnesses=self._witnesses(),
-            require_space=self._require_space,
+            peers=RolloutPeers(self.world),
+            space_shortage=self._space_shortage,
             environment_digest=facts,
         )
 
     def _restore(self, choice: Choice, state: RunState, facts: str) -> None:
         """Every part as the checkpoint has it, or as step 0 has it."""
         if choice.checkpoint is not None:
-            restore(choice.checkpoint, state, self.directory.parent)
+            restore(choice.checkpoint, state, self.directory.parent, self.config.train.seed)
             self.console.note(f"restored: {'; '.join(part.holds for part in state.inventory())}")
             return
         state.metrics.cut_back(None)
-        rng.seed_generators(seed(self.config.train.seed, Purpose.FRAMEWORK))
+        ranks = [self.world.rank] if self.world.rank else []  # each rank has generators of its own
+        rng.seed_generators(seed(self.config.train.seed, Purpose.FRAMEWORK, *ranks))
         require_same_start(self.directory, state, facts)
 
     def _startup_ended(self, phase: str) -> None:
@@ -161,13 +172,18 @@ class Attempt:
         if not config.enabled:
             return None
         identity = JournalIdentity(
-            self.directory.run_id, config_digest(self.config), self.number, engine=self.config.engine.type
+            self.directory.run_id,
+            config_digest(self.config),
+            self.number,
+            engine=self.config.engine.type,
+            rank=self.world.rank,
         )
         journal = RolloutJournal(
             self.directory.rollouts,
             identity,
             flush_seconds=config.flush_seconds,
             flush_rollouts=config.flush_rollouts,
+            num_ranks=self.world.size,
         )
         return self.stack.enter_context(journal)
 
@@ -176,9 +192,13 @@ class Attempt:
         files = [self.directory.superseded_path(attempt) for attempt in range(1, self.number + 1)]
         return Witnesses(row for file in files for row in read_metrics(file))
 
-    def _require_space(self) -> None:
-        if shortage := space_shortage(self.directory.path, self.config.run.min_free_gb):
-            raise StopRequested(shortage)
+    def _space_shortage(self) -> str | None:
+        return space_shortage(self.directory.path, self.config.run.min_free_gb)
+
+    def _metrics(self) -> MetricsLog:
+        if not self.world.is_first:
+            return FollowedMetrics()
+        return MetricsLog(self.directory.metrics_path, self.directory.superseded_path(self.number))
 
     def _checkpointer(
         self,
@@ -197,7 +217,7 @@ class Attempt:
             environment=now,
         )
         checkpointer = Checkpointer(
-            store=CheckpointStore(self.directory.checkpoints),
+            store=CheckpointStore(self.directory.checkpoints, ranks=self.world.writer),
             info=info,
             config=self.config.checkpoint,
             accuracies=self._accuracies,
@@ -213,7 +233,7 @@ class Attempt:
 
     def _prune_journal(self, journal: RolloutJournal | None) -> None:
         steps = [c.step for c in Catalog(self.directory.checkpoints).candidates()]
-        if journal is not None and steps:
+        if journal is not None and steps and self.world.is_first:
             journal.prune(min(steps), self.config.journal.keep)
 
     def _on_saved(self, saved: SavedCheckpoint) -> None:

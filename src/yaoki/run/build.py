@@ -10,11 +10,16 @@ from yaoki.config.schema import Config
 from yaoki.errors import UsageError
 from yaoki.learner.learner import Learner
 from yaoki.learner.optim import TrainedNetwork
+from yaoki.learner.shard import shard
+from yaoki.learner.world import World
 from yaoki.models.critic import build_critic, load_critic
 from yaoki.models.policy import build_causal_lm, load_causal_lm, load_tokenizer
 from yaoki.ppo.kl_control import AdaptiveKL, FixedKL, KLController
 from yaoki.rollout.engine import Poll, RolloutEngine, Sampling
+from yaoki.rollout.probe import PROBE_TOKENS
 from yaoki.rollout.transformers_engine import TransformersEngine
+from yaoki.rollout.vllm_engine import VllmEngine
+from yaoki.rollout.vllm_model import VllmOptions
 from yaoki.run.base_model import resolve_source
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
@@ -24,7 +29,7 @@ from yaoki.seeding import Purpose, seed
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The networks of a run, on their device."""
+    """The networks of a run, whole: those to be sharded in host memory, the engine's on its device."""
 
     policy: PreTrainedModel
     critic: PreTrainedModel | None
@@ -33,15 +38,20 @@ class Models:
     tokenizer: PreTrainedTokenizerBase
 
 
-def choose_device(config: Config) -> torch.device:
-    """The device that the config asks for. UsageError if there is none."""
+def device_type(config: Config) -> str:
+    """The kind of device that the config asks for, `cpu` or `cuda`. UsageError if there is none."""
     if config.run.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("run.device is cuda, but torch sees no CUDA device", hint='set run.device="cpu"')
-    wants_cuda = config.run.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if wants_cuda else "cpu")
+    return "cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def environment(config: Config, device: torch.device) -> Environment:
+def choose_device(config: Config, world: World) -> torch.device:
+    """This rank's device."""
+    kind = device_type(config)
+    return torch.device(kind, world.local_rank) if kind == "cuda" and world.size > 1 else torch.device(kind)
+
+
+def environment(config: Config, device: torch.device, world: World) -> Environment:
     """What the bits of this attempt depend on, besides the config's trajectory."""
     return software() | {
         "device": device.type,
@@ -49,20 +59,21 @@ def environment(config: Config, device: torch.device) -> Environment:
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "num_devices": torch.cuda.device_count(),
         "num_threads": torch.get_num_threads(),
+        "num_workers": world.size,
         "deterministic": config.run.deterministic,
     }
 
 
 def start_models(
-    config: Config, directory: RunDirectory, device: torch.device, console: Console, poll: Poll
+    config: Config, directory: RunDirectory, device: torch.device, console: Console, poll: Poll, world: World
 ) -> Models:
-    """The networks at step 0, and their architecture stored in the run directory."""
+    """The networks at step 0; the first rank stores their architecture in the run directory."""
+    if not world.is_first:
+        world.loop.wait()
     trust = config.policy.trust_remote_code
     policy_source = resolve_source(config.policy.init_from, config, console, poll)
     tokenizer = load_tokenizer(policy_source, trust_remote_code=trust)
     policy = load_causal_lm(policy_source, trust_remote_code=trust, dropout=config.policy.dropout)
-    policy.config.save_pretrained(directory.model / "policy")
-    tokenizer.save_pretrained(directory.model / "policy")
     critic = None
     if config.train.algorithm == "ppo":
         init_from = config.critic.init_from or config.policy.init_from
@@ -72,9 +83,23 @@ def start_models(
             dropout=config.critic.dropout,
             head_seed=seed(config.train.seed, Purpose.VALUE_HEAD),
         )
+    if world.is_first:
+        _store_architecture(directory, policy, critic, tokenizer)
+        world.loop.wait()
+    return _complete(config, directory, device, policy, critic, tokenizer)
+
+
+def _store_architecture(
+    directory: RunDirectory,
+    policy: PreTrainedModel,
+    critic: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    policy.config.save_pretrained(directory.model / "policy")
+    tokenizer.save_pretrained(directory.model / "policy")
+    if critic is not None:
         critic.config.save_pretrained(directory.model / "critic")
     fs.sync_tree(directory.model)
-    return _complete(config, directory, device, policy, critic, tokenizer)
 
 
 def empty_models(config: Config, directory: RunDirectory, device: torch.device) -> Models:
@@ -106,24 +131,24 @@ def _complete(
         copy = build_causal_lm(source, trust_remote_code=config.policy.trust_remote_code, dropout=0.0)
         copy.load_state_dict(policy.state_dict())
         copy.eval().requires_grad_(False)
-        return _moved(copy, device)
+        return copy
 
-    _moved(policy, device)
-    if critic is not None:
-        _moved(critic, device)
     reference = copy_of_policy() if config.kl.needs_reference else None
-    return Models(policy, critic, reference, copy_of_policy(), tokenizer)
+    engine = torch.nn.Module.to(copy_of_policy(), device)  # transformers' own `to` is not typed
+    assert isinstance(engine, PreTrainedModel)
+    return Models(policy, critic, reference, engine, tokenizer)
 
 
-def _moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    torch.nn.Module.to(model, device)  # transformers' own `to` is not typed
-    return model
+def build_learner(config: Config, models: Models, world: World, device: torch.device) -> Learner:
+    """Networks, each rank its share, with their optimizers."""
 
+    def spread(model: PreTrainedModel) -> PreTrainedModel:
+        return shard(model, world, config.train, device)
 
-def build_learner(config: Config, models: Models) -> Learner:
-    """Networks with their optimizers."""
-    critic = None if models.critic is None else TrainedNetwork(models.critic, config.critic)
-    return Learner(TrainedNetwork(models.policy, config.policy), critic, models.reference, config)
+    policy = TrainedNetwork(spread(models.policy), config.policy)
+    critic = None if models.critic is None else TrainedNetwork(spread(models.critic), config.critic)
+    reference = None if models.reference is None else spread(models.reference)
+    return Learner(policy, critic, reference, config, world)
 
 
 def build_engine(config: Config, models: Models) -> RolloutEngine:
@@ -131,8 +156,16 @@ def build_engine(config: Config, models: Models) -> RolloutEngine:
     sampling = Sampling(
         config.engine.temperature, config.engine.top_p, config.engine.max_new_tokens, config.engine.stop
     )
-    engines = {"transformers": TransformersEngine}
-    return engines[config.engine.type](models.engine, models.tokenizer, sampling)
+    if config.engine.type == "transformers":
+        return TransformersEngine(models.engine, models.tokenizer, sampling)
+    options = VllmOptions(
+        precision=config.train.precision,
+        max_tokens=max(config.data.max_prompt_tokens + config.engine.max_new_tokens, PROBE_TOKENS + 1),
+        max_rows=config.engine.batch_size,
+        gpu_memory_utilization=config.engine.gpu_memory_utilization,
+        in_place=models.engine.device.type == "cuda",
+    )
+    return VllmEngine(models.engine.config, models.tokenizer, sampling, options)
 
 
 def build_kl(config: Config) -> KLController:

@@ -17,19 +17,17 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
+from yaoki.checkpoint.ranks import GivenUp
 from yaoki.checkpoint.retention import Policy
+from yaoki.checkpoint.saving import SaveInfo
 from yaoki.checkpoint.snapshot import Snapshot
 from yaoki.checkpoint.source import TensorSource
-from yaoki.checkpoint.store import CheckpointStore, Committed, SavedCheckpoint, SaveInfo
+from yaoki.checkpoint.store import CheckpointStore, Committed, SavedCheckpoint
 from yaoki.checkpoint.worker import Worker
 from yaoki.config.schema import CheckpointConfig
 
 _LEAVE_S = 5.0
 """How long a write that nobody wants any more may take to notice it; a disk that hangs never does."""
-
-
-class _GivenUp(Exception):
-    """Nobody waits any more for what is being done."""
 
 
 @dataclass(slots=True)
@@ -133,7 +131,8 @@ class Checkpointer:
     def finish(self) -> None:
         """Wait for all that is being written, read back and pruned. Nothing of dead attempts stays either."""
         self._settle(wait=True)
-        self._store.remove_leftovers()
+        if self._store.is_first:
+            self._store.remove_leftovers()
         self._prune()
         self._on_pruned()
 
@@ -199,11 +198,13 @@ class Checkpointer:
         """On the writing thread: read it back, and only then let older ones go."""
         try:
             self._store.read_back(committed.result(), partial(_give_up_if, self._is_leaving, skip))
-        except _GivenUp:
+        except GivenUp:
             return
         self._prune()
 
     def _prune(self) -> None:
+        if not self._store.is_first:
+            return
         config = self._config
         policy = Policy(config.keep_last, config.keep_every or None, config.keep_best)
         self._store.prune(policy, metrics=self._accuracies() if config.keep_best else {})
@@ -211,4 +212,4 @@ class Checkpointer:
 
 def _give_up_if(*events: Event) -> None:
     if any(event.is_set() for event in events):
-        raise _GivenUp
+        raise GivenUp

@@ -31,8 +31,11 @@ class _PatientConsole(RichConsole):
 class Console:
     """A context manager: the bars live from entering until leaving. On a pipe there are only lines."""
 
-    def __init__(self, show_samples_every: int, rich_console: RichConsole | None = None) -> None:
-        self._console = rich_console or _PatientConsole(stderr=True, highlight=False)
+    def __init__(
+        self, show_samples_every: int, rich_console: RichConsole | None = None, *, is_quiet: bool = False
+    ) -> None:
+        """`is_quiet`: shows nothing; for workers beside the one that has the terminal."""
+        self._console = rich_console or _PatientConsole(stderr=True, highlight=False, quiet=is_quiet)
         self._show_samples_every = show_samples_every
         self._bars = Progress(
             TextColumn("{task.description:<10}"),

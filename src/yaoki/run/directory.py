@@ -11,6 +11,7 @@ quarantine/            parts of it that were set aside, with the reason
 start.json             digests of the state at step 0
 saved.json             says that a checkpoint was committed, from the first one on
 summary.json           accuracy before and after, written when train.steps is reached
+logs/                  of the workers beside the first one
 lock                   held by the process that trains
 """
 
@@ -61,6 +62,11 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        """What the workers beside the first one say."""
+        return self.path / "logs"
 
     @property
     def model(self) -> Path:
@@ -202,7 +208,7 @@ class RunDirectory:
         if self.exists or not self.path.is_dir():
             return
         found = sorted(child.name for child in self.path.iterdir())
-        if not set(found) <= {"lock", "model", "config.json", "config.json.tmp", "run.json.tmp"}:
+        if not set(found) <= {"lock", "logs", "model", "config.json", "config.json.tmp", "run.json.tmp"}:
             raise RefusedError(
                 f"{self.path} is not empty and holds no run: {', '.join(found[:5])}",
                 hint="name another directory with --run, or empty this one",

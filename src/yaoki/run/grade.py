@@ -47,7 +47,7 @@ def judge(choice: Choice, now: Environment, config: Config, parent: Parent | Non
     if choice.checkpoint is None:
         return ResumeVerdict("fresh", 0, None, refusals, ())
     manifest = choice.checkpoint.manifest
-    reasons = differences(manifest.environment, now)
+    reasons = differences({**manifest.environment, "num_workers": manifest.world_size}, now)
     if not config.run.deterministic:
         reasons.append("run.deterministic is false")
     changes = parent.changes if parent is not None and parent.gave(manifest) else ()

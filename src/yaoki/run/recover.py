@@ -11,9 +11,11 @@ from yaoki.checkpoint.reader import read_into
 from yaoki.config.compat import config_digest
 from yaoki.config.schema import Config
 from yaoki.errors import CorruptCheckpointError, DivergenceError, RefusedError
+from yaoki.run import rng
 from yaoki.run.directory import RunDirectory
 from yaoki.run.parent import Parent
 from yaoki.run.state import RunState
+from yaoki.seeding import Purpose, seed
 
 
 class DamagedCheckpoint(Exception):
@@ -50,7 +52,7 @@ def require_same_data(
         )
 
 
-def restore(checkpoint: ValidCheckpoint, state: RunState, parent: Parent | None) -> None:
+def restore(checkpoint: ValidCheckpoint, state: RunState, parent: Parent | None, run_seed: int) -> None:
     """Put every part of the inventory back; missing and left-over parts are errors.
 
     The checkpoint is verified while it is read, straight into the live tensors. DamagedCheckpoint if it is
@@ -59,8 +61,10 @@ def restore(checkpoint: ValidCheckpoint, state: RunState, parent: Parent | None)
     A fork that has other tasks than its parent begins with the next epoch.
     """
     require_parts(checkpoint.path, checkpoint.manifest, state.scopes())
+    manifest = checkpoint.manifest
+    live = state.live_tensors({tensor.part for tensor in manifest.tensors})
     try:
-        loaded = read_into(checkpoint.path, checkpoint.manifest, state.live_tensors())
+        loaded = read_into(checkpoint.path, manifest, live, ranks=state.world.loop)
     except CorruptCheckpointError as error:
         raise DamagedCheckpoint(Refusal.because(checkpoint.path, error)) from error
     parts = dict(loaded.parts)
@@ -69,6 +73,8 @@ def restore(checkpoint: ValidCheckpoint, state: RunState, parent: Parent | None)
             case {"epoch": int(epoch)}:
                 parts["data"] = replace(parts["data"], json={"epoch": epoch + 1, "cursor": 0})
     state.restore(parts)
+    if state.world.rank >= manifest.world_size:  # it has no generators to go on with
+        rng.seed_generators(seed(run_seed, Purpose.FRAMEWORK, state.world.rank, manifest.step))
 
 
 def require_same_start(directory: RunDirectory, state: RunState, environment_digest: str) -> None:

@@ -3,115 +3,163 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 from yaoki import fs
-from yaoki.checkpoint.catalog import Choice, Refusal
+from yaoki.checkpoint.catalog import Choice, Refusal, ValidCheckpoint
+from yaoki.checkpoint.ranks import shared, together
+from yaoki.checkpoint.verify import read_manifest
 from yaoki.config.compat import require_resumable
 from yaoki.config.schema import Config
 from yaoki.errors import RefusedError, StopRequested, YaokiError
+from yaoki.learner.world import World, alone
 from yaoki.models.determinism import configure
 from yaoki.run.attempt import Attempt, Outcome
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
+from yaoki.run.follower import FollowedDirectory
 from yaoki.run.recover import DamagedCheckpoint
 from yaoki.run.startup import Startup
 from yaoki.run.stop import StopSignal, space_shortage
 
 
-def train(directory: RunDirectory, config: Config, console: Console, *, replay_only: bool = False) -> Outcome:
+def train(
+    directory: RunDirectory,
+    config: Config,
+    console: Console,
+    world: World | None = None,
+    *,
+    replay_only: bool = False,
+) -> Outcome:
     """Start the run of `directory`, or resume what it holds, and train until train.steps.
 
     With `replay_only` nothing is sampled: every step comes out of the journal, or it is an error.
 
     Raises StopRequested (saved, to be resumed) and any YaokiError; never starts afresh where a
-    checkpoint was meant to be.
+    checkpoint was meant to be. With several ranks all call this; the first one looks after the directory.
     """
     startup = Startup()
     startup.ended("imports")
-    with directory.lock():
-        _open(directory, config, console)
-        if directory.checkpoints.is_dir():
-            fs.fsync_directory(directory.checkpoints)  # what is chosen must still be there after a power cut
-        choice = directory.choose_checkpoint(read_all=False)
-        if _is_finished(directory, config, choice):
-            choice = directory.choose_checkpoint()  # nothing will be restored, so nothing else reads it
-        _warn(console, choice.refusals)
-        if _is_finished(directory, config, choice):
+    world = alone() if world is None else world
+    if not world.is_first:
+        directory = FollowedDirectory(directory.path)
+    with directory.lock() if world.is_first else nullcontext():
+        session = _Session(directory, config, console, world, startup, replay_only)
+        together(world.loop, session.open)
+        choice = session.choose(read_all=False)
+        if session.is_finished(choice):
+            choice = session.choose()  # nothing will be restored, so nothing else reads it
+        if session.is_finished(choice):
             summary = directory.summary()
             assert summary is not None
             return Outcome(directory, summary["steps"], summary, already_finished=True)
         configure(deterministic=config.run.deterministic, num_threads=config.run.num_threads)
         startup.ended("choose")
-        return _attempt(directory, config, console, choice, startup, replay_only)
+        return session.attempt(choice)
 
 
-def _is_finished(directory: RunDirectory, config: Config, choice: Choice) -> bool:
-    """The run has been summed up at the step of this checkpoint, and no more steps are asked for."""
-    summary = directory.summary()
-    done = choice.checkpoint.manifest.step if choice.checkpoint else 0
-    return summary is not None and summary["steps"] == done >= config.train.steps
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """One process's part in an attempt, from the lock to the end."""
 
+    directory: RunDirectory
+    config: Config
+    console: Console
+    world: World
+    startup: Startup
+    replay_only: bool
 
-def _warn(console: Console, refusals: Sequence[Refusal]) -> None:
-    for refusal in refusals:
-        console.warn(f"not used: {refusal}")
+    def open(self) -> None:
+        """Make a new run, or make sure that this config may go on with the one that is there."""
+        directory = self.directory
+        if not self.world.is_first:
+            return
+        if not directory.exists:
+            directory.create(self.config)
+        else:
+            for change in require_resumable(directory.stored_config(), self.config):
+                self.console.note(f"changed since the last attempt: {change}")
+        if directory.checkpoints.is_dir():
+            fs.fsync_directory(directory.checkpoints)  # what is chosen must still be there after a power cut
 
+    def choose(self, *, read_all: bool = True, refused: Sequence[Refusal] = ()) -> Choice:
+        """The checkpoint that the first rank chooses, for all."""
+        choice = together(self.world.loop, partial(self._choose, read_all, refused))
+        if self.world.size == 1 and choice is not None:
+            return choice
+        chosen = choice.checkpoint.path.name if choice and choice.checkpoint else None
+        name = shared(self.world.loop, chosen)[0]
+        if choice is not None:
+            return choice
+        path = None if name is None else self.directory.checkpoints / name
+        return Choice(None if path is None else ValidCheckpoint(path, read_manifest(path)), tuple(refused))
 
-def _open(directory: RunDirectory, config: Config, console: Console) -> None:
-    """Make a new run, or make sure that this config may go on with the one that is there."""
-    if not directory.exists:
-        directory.create(config)
-        return
-    for change in require_resumable(directory.stored_config(), config):
-        console.note(f"changed since the last attempt: {change}")
+    def _choose(self, read_all: bool, refused: Sequence[Refusal]) -> Choice | None:
+        if not self.world.is_first:
+            return None
+        choice = self.directory.choose_checkpoint(read_all=read_all, refused=refused)
+        for refusal in choice.refusals[len(refused) :]:
+            self.console.warn(f"not used: {refusal}")
+        return choice
 
+    def is_finished(self, choice: Choice) -> bool:
+        """The run has been summed up at the step of this checkpoint, and no more steps are asked for."""
+        summary = self.directory.summary()
+        done = choice.checkpoint.manifest.step if choice.checkpoint else 0
+        return summary is not None and summary["steps"] == done >= self.config.train.steps
 
-def _attempt(
-    directory: RunDirectory,
-    config: Config,
-    console: Console,
-    choice: Choice,
-    startup: Startup,
-    replay_only: bool,
-) -> Outcome:
-    """Run one attempt between its two lines in attempts.jsonl."""
-    if shortage := space_shortage(directory.path, config.run.min_free_gb):
-        raise RefusedError(shortage, hint="free some space, or lower run.min_free_gb")
-    directory.remove_leftovers()
-    if choice.checkpoint is not None:
-        directory.mark_saved()  # an attempt may have died between a commit and this
-    number = len(directory.attempts()) + 1
-    directory.log_attempt({"attempt": number, "started_unix_s": time.time(), "pid": os.getpid()})
-    ending = {"outcome": "failed", "reason": "ended from outside"}
-    try:
-        with StopSignal(config.run.max_seconds) as stop:
-            attempt = partial(Attempt, directory, config, console, number, stop, startup, replay_only)
-            outcome = _with_a_whole_checkpoint(attempt, choice)
-        ending = {"outcome": "finished"}
-        return outcome
-    except StopRequested as reason:
-        ending = {"outcome": "stopped", "reason": str(reason)}
-        raise
-    except Exception as error:
-        message = error.message if isinstance(error, YaokiError) else str(error)
-        ending = {"outcome": "failed", "reason": f"{type(error).__name__}: {message}"}
-        raise
-    finally:
-        directory.log_attempt({**ending, "ended_unix_s": time.time()})
-
-
-def _with_a_whole_checkpoint(attempt: Callable[[ExitStack], Attempt], choice: Choice) -> Outcome:
-    """Run with the chosen checkpoint; if it is found damaged while it is restored, with the next one."""
-    while True:
+    def attempt(self, choice: Choice) -> Outcome:
+        """Run one attempt between its two lines in attempts.jsonl."""
+        number = shared(self.world.loop, together(self.world.loop, partial(self._begin, choice)))[0]
+        ending = {"outcome": "failed", "reason": "ended from outside"}
         try:
-            with ExitStack() as stack:
-                made = attempt(stack)
-                return made.run(choice)
-        except DamagedCheckpoint as damaged:
-            known = len(choice.refusals)
-            choice = made.directory.choose_checkpoint(
-                read_all=False, refused=[*choice.refusals, damaged.refusal]
+            with StopSignal(self.config.run.max_seconds, self.world) as stop:
+                outcome = self._with_a_whole_checkpoint(partial(self._attempt, number, stop), choice)
+            ending = {"outcome": "finished"}
+            return outcome
+        except StopRequested as reason:
+            ending = {"outcome": "stopped", "reason": str(reason)}
+            raise
+        except Exception as error:
+            message = error.message if isinstance(error, YaokiError) else str(error)
+            ending = {"outcome": "failed", "reason": f"{type(error).__name__}: {message}"}
+            raise
+        finally:
+            self.directory.log_attempt({**ending, "ended_unix_s": time.time()})
+
+    def _begin(self, choice: Choice) -> int:
+        """The attempt's number, after its beginning was written down."""
+        directory, config = self.directory, self.config
+        if shortage := space_shortage(directory.path, config.run.min_free_gb):
+            raise RefusedError(shortage, hint="free some space, or lower run.min_free_gb")
+        directory.remove_leftovers()
+        if choice.checkpoint is not None:
+            directory.mark_saved()  # an attempt may have died between a commit and this
+        number = len(directory.attempts()) + 1
+        directory.log_attempt({"attempt": number, "started_unix_s": time.time(), "pid": os.getpid()})
+        return number
+
+    def _attempt(self, number: int, stop: StopSignal, choice: Choice) -> Outcome:
+        with ExitStack() as stack:
+            attempt = Attempt(
+                self.directory,
+                self.config,
+                self.console,
+                number,
+                stop,
+                self.startup,
+                self.replay_only,
+                self.world,
+                stack,
             )
-            _warn(made.console, choice.refusals[known:])
+            return attempt.run(choice)
+
+    def _with_a_whole_checkpoint(self, attempt: Callable[[Choice], Outcome], choice: Choice) -> Outcome:
+        """Run with the chosen checkpoint; if it is found damaged while it is restored, with the next one."""
+        while True:
+            try:
+                return attempt(choice)
+            except DamagedCheckpoint as damaged:
+                choice = self.choose(read_all=False, refused=[*choice.refusals, damaged.refusal])

@@ -4,7 +4,7 @@ What changes over a step is in the table below or among the derived things at th
 are rebuilt and never saved; a test walks the trainer and fails on anything else.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,15 +12,18 @@ import torch
 import xxhash
 from torch import Tensor
 
+from yaoki.checkpoint.boxes import local
 from yaoki.checkpoint.canonical import JSON, encode
 from yaoki.checkpoint.manifest import Scope
+from yaoki.checkpoint.ranks import shared
 from yaoki.checkpoint.reader import restore_into
 from yaoki.checkpoint.snapshot import PartState, Snapshot
 from yaoki.data.prompts import LoaderState, PromptLoader
-from yaoki.errors import CorruptCheckpointError, RefusedError
+from yaoki.errors import CorruptCheckpointError, DivergenceError, RefusedError
 from yaoki.journal.metrics import LogPosition, MetricsLog
 from yaoki.learner.learner import Learner
 from yaoki.learner.optim import TrainedNetwork
+from yaoki.learner.world import World
 from yaoki.ppo.kl_control import KLController
 from yaoki.run import rng
 
@@ -85,6 +88,7 @@ class RunState:
     progress: Progress
     lineage: Lineage
     metrics: MetricsLog
+    world: World
 
     def inventory(self) -> list[Part]:
         """All parts, in the order of restoring; the generators come last."""
@@ -115,8 +119,11 @@ class RunState:
         """References to all tensors and copies of all else, as of now."""
         return Snapshot({part.name: part.capture() for part in self.inventory()})
 
-    def live_tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Tensors that are there before a restore, by part: weights, but no moments before the first step."""
+    def live_tensors(self, parts: Collection[str]) -> dict[str, Mapping[str, Tensor]]:
+        """The tensors of some parts, by part, to be restored into; moments are made for it."""
+        for name, network in (("policy", self.learner.policy), ("critic", self.learner.critic)):
+            if network is not None and f"{name}.optim" in parts:
+                network.make_moments()
         found = {part.name: part.capture().tensors for part in self.inventory()}
         return {name: tensors for name, tensors in found.items() if tensors}
 
@@ -126,8 +133,25 @@ class RunState:
             part.restore(saved[part.name])
 
     def fingerprint(self) -> dict[str, str]:
-        """Digest of every part whose bits an exact resume reproduces."""
-        return {part.name: _digest(part.capture()) for part in self.inventory() if part.fingerprinted}
+        """Digest of every part whose bits an exact resume reproduces; the same on every rank.
+
+        Raises DivergenceError if the ranks do not agree on what they all have.
+        """
+        parts = [part for part in self.inventory() if part.fingerprinted]
+        own = {part.name: _digest(part.capture()) for part in parts}
+        if self.world.size == 1:
+            return own
+        all_ranks = shared(self.world.loop, own)
+        for part in parts:
+            digests = [digests[part.name] for digests in all_ranks]
+            if part.scope is not Scope.GLOBAL:
+                own[part.name] = xxhash.xxh3_128_hexdigest(" ".join(digests).encode())
+            elif len(set(digests)) > 1:
+                raise DivergenceError(
+                    f"the workers do not agree on {part.name}: {', '.join(digests)}",
+                    hint="a worker computes wrongly: see to its machine, then start the run again",
+                )
+        return own
 
 
 def _network(name: str, network: TrainedNetwork) -> list[Part]:
@@ -219,7 +243,7 @@ def _digest(part: PartState) -> str:
     digest = xxhash.xxh3_128(encode(part.json))
     for name, tensor in part.tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(local(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -236,7 +260,10 @@ DERIVED = {
     "state.lineage.attempt": "counted from attempts.jsonl",
     "journal": "what is there of a step is found out when the step begins",
     "witnesses": "rows that this attempt's resume and earlier ones cut off",
-    "require_space": "asks the disk",
+    "peers": "the ranks of this attempt",
+    "space_shortage": "asks the disk",
+    "state.world": "the ranks of this attempt",
+    "state.learner._world": "the ranks of this attempt",
     "state.metrics._superseded_path": "names the attempt",
 }
 """What hangs on the trainer and is rebuilt, never saved, each with what rebuilds it."""

@@ -22,14 +22,17 @@ class StepJournal:
         journal: RolloutJournal | None,
         console: Console,
         on_phase: Callable[[str], None],
+        wait: Callable[[], None],
         *,
         replay_only: bool,
     ) -> None:
-        """`on_phase` hears when the replay ends and when the first new rollouts are there. With `replay_only`
-        a rollout that the journal does not hold is an error and is not sampled."""
+        """`wait` returns when all ranks have come so far. `on_phase` hears when the replay ends and when the
+        first new rollouts are there. With `replay_only` a rollout that the journal does not hold is an error
+        and is not sampled."""
         self._journal = journal
         self._console = console
         self._on_phase = on_phase
+        self._wait = wait
         self._phases = deque(["replay", "first_rollout"])
         self.replay_only = replay_only
         self._step = 0
@@ -40,7 +43,7 @@ class StepJournal:
         """Find out what there is of `step`, counted from 1 as in metrics.jsonl."""
         self._step, self.num_reused = step, 0
         if self._journal is not None:
-            self._journal.open_step(step, policy_version, prompts)
+            self._journal.open_step(step, policy_version, prompts, self._wait)
             for refusal in self._journal.take_quarantined():
                 self._console.warn(f"set aside: {refusal}")
 

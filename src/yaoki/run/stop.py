@@ -12,10 +12,14 @@ from types import FrameType
 
 from yaoki import fs
 from yaoki.errors import StopRequested
+from yaoki.learner.world import World
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _LARGEST_MARGIN = 0.5
 """Share of the time budget that is kept free for stopping, at most: a short budget must get somewhere."""
+
+_ASK_WORLD_EVERY_S = 0.2
+"""How often a rank looks whether another one was asked to stop, while each works for itself."""
 
 
 def space_shortage(directory: Path, min_free_gb: float) -> str | None:
@@ -34,8 +38,10 @@ class StopSignal:
     lasts (an update, or rollouts for the journal): however short it is, a run gets on.
     """
 
-    def __init__(self, max_seconds: float) -> None:
+    def __init__(self, max_seconds: float, world: World) -> None:
         self._max_seconds = max_seconds
+        self._world = world
+        self._asked_world_s = 0.0
         self._started_s = time.monotonic()
         self._polled_s: float | None = None
         self._longest_gap_s = 0.0
@@ -69,13 +75,24 @@ class StopSignal:
         self._longest_save_s = max(self._longest_save_s, duration_s)
 
     def poll(self) -> None:
-        """Raise StopRequested if the run should stop."""
-        now_s = time.monotonic()
-        if self._polled_s is not None:
-            self._longest_gap_s = max(self._longest_gap_s, now_s - self._polled_s)
-        self._polled_s = now_s
+        """Raise StopRequested if the run should stop; other ranks may hear of it a little later."""
+        now_s = self._note_gap()
+        if now_s - self._asked_world_s > _ASK_WORLD_EVERY_S:
+            self._asked_world_s = now_s
+            self._received = self._received or self._world.asked_to_stop()
         if self.reason is not None:
+            self._world.ask_to_stop(self.reason)
             raise StopRequested(self.reason)
+
+    def poll_together(self) -> None:
+        """Raise StopRequested on all ranks if any should stop; for work that the ranks do together."""
+        self._note_gap()
+        if (reason := self._world.loop.any_reason(self.reason)) is not None:
+            raise StopRequested(reason)
+
+    def ask(self, reason: str) -> None:
+        """Stop at the next poll."""
+        self._received = self._received or reason
 
     def got_on(self) -> None:
         """This attempt has done something that lasts; from now on the time budget counts."""
@@ -85,6 +102,13 @@ class StopSignal:
         """Raise StopRequested on a signal only, for work that a short time budget would never let end."""
         if self._received is not None:
             raise StopRequested(self._received)
+
+    def _note_gap(self) -> float:
+        now_s = time.monotonic()
+        if self._polled_s is not None:
+            self._longest_gap_s = max(self._longest_gap_s, now_s - self._polled_s)
+        self._polled_s = now_s
+        return now_s
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._received is not None:

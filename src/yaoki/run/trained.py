@@ -12,6 +12,7 @@ from yaoki.checkpoint.reader import load
 from yaoki.config.schema import Config
 from yaoki.data.verifier_pool import VerifierPool
 from yaoki.errors import RefusedError, UsageError
+from yaoki.learner.world import alone
 from yaoki.models.critic import build_critic
 from yaoki.models.determinism import configure
 from yaoki.models.export import export_model
@@ -22,6 +23,7 @@ from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
 from yaoki.run.evaluate import Accuracy, accuracy
 from yaoki.run.find import find_checkpoint
+from yaoki.run.peers import RolloutPeers
 from yaoki.run.tasks import Tasks
 from yaoki.seeding import Purpose
 from yaoki.types import Rollout
@@ -69,7 +71,7 @@ def evaluate_model(source: Path, at: int | None, config: Config, console: Consol
     `source` is a run directory or a model folder; `config` says everything else. UsageError without tasks.
     """
     configure(deterministic=config.run.deterministic, num_threads=config.run.num_threads)
-    device = choose_device(config)
+    device = choose_device(config, alone())
     model, tokenizer, step = _policy(source, at, config)
     torch.nn.Module.to(model, device)
     models = Models(policy=model, critic=None, reference=None, engine=model, tokenizer=tokenizer)
@@ -93,6 +95,7 @@ def evaluate_model(source: Path, at: int | None, config: Config, console: Consol
             poll=_never_stop,
             on_progress=advance,
             log=NoLog(),
+            peers=RolloutPeers(alone()),
         )
     return Evaluation(accuracy(rollouts), rollouts, step)
 

@@ -23,6 +23,7 @@ from yaoki.run.console import Console
 from yaoki.run.environment import next_history
 from yaoki.run.evaluate import accuracy
 from yaoki.run.measure import Stopwatch, experience_metrics, rollout_digest, rollout_metrics
+from yaoki.run.peers import RolloutPeers
 from yaoki.run.state import RunState
 from yaoki.run.step_journal import StepJournal
 from yaoki.run.stop import StopSignal
@@ -46,8 +47,9 @@ class Trainer:
     stop: StopSignal
     journal: StepJournal
     witnesses: Witnesses
-    require_space: Callable[[], None]
-    """Raises StopRequested when the disk is nearly full."""
+    peers: RolloutPeers
+    space_shortage: Callable[[], str | None]
+    """In words, that the disk is nearly full."""
     environment_digest: str
     """What this attempt's bits depend on besides the state."""
 
@@ -63,7 +65,6 @@ class Trainer:
             while progress.global_step < self.config.train.steps:
                 self._step()
                 self._boundary()
-                self.stop.poll()
             found = self._evaluate() if measure_at_end else None
             self.checkpointer.finish()
             return found
@@ -83,12 +84,12 @@ class Trainer:
         with watch("journal"):
             self.journal.sync()
         with watch("score"):
-            experience = learner.score(rollouts, self.stop.poll)
+            experience = learner.score(rollouts, self.stop.poll_together)
             experience = learner.with_advantages(experience, kl.coef)
             kl_to_ref = self._mean_kl(experience)
         self.checkpointer.release()
         with watch("update"):
-            stats = learner.update(experience, step, kl.coef, self.stop.poll)
+            stats = learner.update(experience, step, kl.coef, self.stop.poll_together)
         self.stop.got_on()
         row = self._row(rollouts, experience, stats) | {"accuracy": held_out, "kl_to_ref": kl_to_ref}
         if kl_to_ref is not None:
@@ -108,7 +109,9 @@ class Trainer:
         step = self.state.progress.global_step
         is_last = step >= self.config.train.steps
         self.checkpointer.save_if_due(self.state.capture(), step, is_last=is_last)
-        self.require_space()
+        if shortage := self.space_shortage():
+            self.stop.ask(shortage)
+        self.stop.poll_together()
 
     def _collect(self, prompts: list[Prompt]) -> list[Rollout]:
         progress = self.state.progress
@@ -125,6 +128,7 @@ class Trainer:
             poll=self.stop.poll,
             on_progress=self.console.generating,
             log=self.journal,
+            peers=self.peers,
         )
 
     def _evaluate_if_due(self) -> float | None:
@@ -152,6 +156,7 @@ class Trainer:
             poll=self.stop.poll,
             on_progress=self.console.evaluating,
             log=NoLog(),
+            peers=self.peers,
         )
         return self._with_best(accuracy(rollouts).pass_at_1)
 

@@ -1,0 +1,79 @@
+"""Which rows of a whole tensor a rank holds: the part of its state that it writes and reads.
+
+Tensors are spread along their first dimension (torch's DTensor), or are whole and equal on every rank. It
+knows nothing of files.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from yaoki.errors import YaokiError
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Consecutive rows of a tensor; in file order these are consecutive bytes."""
+
+    global_shape: tuple[int, ...]
+    first_row: int
+    num_rows: int
+    """A tensor without dimensions has one row."""
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Position of the box's first element, one number per dimension."""
+        return (self.first_row, *(0 for _ in self.global_shape[1:])) if self.global_shape else ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.num_rows, *self.global_shape[1:]) if self.global_shape else ()
+
+    @property
+    def row_elements(self) -> int:
+        """Elements of one row."""
+        return math.prod(self.global_shape[1:])
+
+
+def whole_box(shape: tuple[int, ...]) -> Box:
+    """All rows of a tensor."""
+    return Box(shape, 0, shape[0] if shape else 1)
+
+
+def is_spread(tensor: torch.Tensor) -> bool:
+    """Each rank holds other rows of it."""
+    return hasattr(tensor, "_local_tensor")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's rows, in the memory where they live."""
+    rows: Any = getattr(tensor, "_local_tensor", tensor)
+    return rows.detach()  # type: ignore[no-any-return]
+
+
+def box_of(tensor: torch.Tensor) -> Box:
+    """Which rows `local` gives.
+
+    Raises:
+        YaokiError: the tensor is spread in another way than along its first dimension.
+    """
+    shape = tuple(tensor.shape)
+    if not is_spread(tensor):
+        return whole_box(shape)
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    assert isinstance(tensor, DTensor)
+    held, offsets = compute_local_shape_and_global_offset(shape, tensor.device_mesh, tensor.placements)
+    if tuple(held[1:]) != shape[1:]:
+        raise YaokiError(f"a tensor of shape {shape} is spread as {tensor.placements}, not by rows")
+    return Box(shape, offsets[0] if held[0] else 0, held[0])
+
+
+def is_written(tensor: torch.Tensor, rank: int) -> bool:
+    """Whether this rank writes it: its rows, if it has any; what is equal everywhere, the first rank does."""
+    if is_spread(tensor) and tensor.numel():
+        return local(tensor).numel() > 0
+    return rank == 0

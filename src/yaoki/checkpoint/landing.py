@@ -1,0 +1,102 @@
+"""Where the rows of a checkpoint go: into live tensors, or into new ones.
+
+It knows which rows of each tensor this rank holds, and nothing of files.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from yaoki.checkpoint.boxes import Box, box_of, local
+from yaoki.checkpoint.manifest import Manifest
+from yaoki.checkpoint.stored_files import StoredRows, TensorFile
+from yaoki.checkpoint.tensor_file import StoredTensor
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Target:
+    """This rank's rows of one tensor, while they come in."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.box: Box = box_of(tensor)
+        self._rows = local(tensor)
+        is_dense = self._rows.is_contiguous()
+        self.dense = self._rows if is_dense else torch.empty(self._rows.shape, dtype=self._rows.dtype)
+        self._num_missing = self.dense.nbytes
+
+    def received(self, num_bytes: int) -> None:
+        """So many more bytes are in `dense`."""
+        self._num_missing -= num_bytes
+        if not self._num_missing and self.dense is not self._rows:
+            self._rows.copy_(self.dense)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is to be done with the bytes of some stored rows."""
+
+    num_bytes: int
+    skip_bytes: int
+    """At the beginning, which nobody here wants."""
+    take_bytes: int
+    """After these; the rest is not wanted either."""
+    begin: int
+    """Where in the file the wanted ones begin."""
+    target: Target | None
+    """None if nothing is wanted."""
+    target_begin: int
+    """Where in the target's bytes they go."""
+
+
+class Landing:
+    """All tensors that a checkpoint is read into."""
+
+    def __init__(self, manifest: Manifest, live: Mapping[str, Tensors], rank: int) -> None:
+        """`rank`: the one that stands in for this one where each rank has a part for itself."""
+        self._rank = rank
+        self._live = live
+        self._targets: dict[tuple[str, str], Target] = {}
+        self._shapes = {(tensor.part, tensor.name): tensor.global_shape for tensor in manifest.tensors}
+
+    def tensor(self, part: str, name: str) -> torch.Tensor:
+        """The tensor that the rows of that name went to."""
+        return self._targets[part, name].tensor
+
+    def piece(self, file: TensorFile, stored: StoredRows) -> Piece:
+        """Which of these rows of a file are held here, and where they go."""
+        part = file.part
+        if file.is_per_rank and file.rank != self._rank:
+            return Piece(stored.tensor.num_bytes, 0, 0, stored.begin, None, 0)
+        target = self._target(part, stored.tensor)
+        box, row_bytes = target.box, _row_bytes(stored.tensor, self._shapes[part, stored.tensor.name])
+        num_rows = stored.tensor.shape[0] if stored.tensor.shape else 1
+        first = max(box.first_row, stored.first_row)
+        end = min(box.first_row + box.num_rows, stored.first_row + num_rows)
+        if end <= first or not row_bytes:
+            return Piece(stored.tensor.num_bytes, 0, 0, stored.begin, None, 0)
+        skip_bytes = (first - stored.first_row) * row_bytes
+        return Piece(
+            stored.tensor.num_bytes,
+            skip_bytes,
+            (end - first) * row_bytes,
+            stored.begin + skip_bytes,
+            target,
+            (first - box.first_row) * row_bytes,
+        )
+
+    def _target(self, part: str, stored: StoredTensor) -> Target:
+        key = (part, stored.name)
+        if key not in self._targets:
+            live = self._live.get(part, {}).get(stored.name)
+            if live is None:
+                live = torch.empty(self._shapes[key], dtype=stored.dtype)
+            self._targets[key] = Target(live)
+        return self._targets[key]
+
+
+def _row_bytes(stored: StoredTensor, global_shape: tuple[int, ...]) -> int:
+    return math.prod(global_shape[1:]) * stored.dtype.itemsize

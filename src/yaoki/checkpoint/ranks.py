@@ -1,0 +1,78 @@
+"""What ranks that write or read one checkpoint together tell one another. No torch.
+
+It knows nothing of how messages travel, nor of what a checkpoint is.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar, cast
+
+from yaoki.checkpoint.canonical import JSON, encode, parse
+from yaoki.errors import CorruptCheckpointError, YaokiError
+
+T = TypeVar("T")
+
+
+class GivenUp(Exception):
+    """Nobody waits any more for what is being done."""
+
+
+class Ranks(Protocol):
+    """Messages between all ranks; all make the same calls, in the same order, from one thread each."""
+
+    rank: int
+    size: int
+
+    def gather(self, message: bytes) -> list[bytes]:
+        """What every rank says, in the order of the ranks."""
+        ...
+
+
+class OneRank:
+    """A rank alone."""
+
+    rank = 0
+    size = 1
+
+    def gather(self, message: bytes) -> list[bytes]:
+        return [message]
+
+
+def shared(ranks: Ranks, value: T) -> list[T]:
+    """The values of all ranks, in their order; each of what JSON carries."""
+    return [cast(T, parse(message)) for message in ranks.gather(encode(value))]
+
+
+def together(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Do a piece of work on every rank; it has succeeded on all, or fails on all.
+
+    Raises:
+        what `work` raises here; or GivenUp, CorruptCheckpointError, YaokiError, as on the first rank where it
+            failed, with that rank's number.
+    """
+    failure: Exception | None = None
+    try:
+        done = work()
+    except (YaokiError, OSError, GivenUp) as error:
+        failure = error
+    reports = shared(ranks, None if failure is None else _report(failure))
+    if failure is not None:
+        raise failure
+    for rank, report in enumerate(reports):
+        if report is not None:
+            raise _error(rank, report)
+    return done
+
+
+def _report(failure: Exception) -> JSON:
+    message = failure.message if isinstance(failure, YaokiError) else str(failure)
+    hint = failure.hint if isinstance(failure, YaokiError) else None
+    is_corrupt = isinstance(failure, CorruptCheckpointError)
+    return {"given_up": isinstance(failure, GivenUp), "corrupt": is_corrupt, "message": message, "hint": hint}
+
+
+def _error(rank: int, report: JSON) -> Exception:
+    match report:
+        case {"given_up": False, "corrupt": bool(is_corrupt), "message": str(message), "hint": hint}:
+            kind = CorruptCheckpointError if is_corrupt else YaokiError
+            return kind(f"worker {rank}: {message}", hint=hint if isinstance(hint, str) else None)
+    return GivenUp()

@@ -1,0 +1,117 @@
+"""Several workers on this machine: one command, one progress display, one error.
+
+The first worker has the terminal; each of the others has a log. When one fails or is killed, the others are
+ended, and what the first one said is shown once. It knows nothing of what workers do.
+"""
+
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from yaoki.errors import PeerLostError, StopRequested
+from yaoki.launch.environment import STORE_FILE
+from yaoki.launch.process import Process, describe_failure, exit_code, last_words, log_path, start
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_LEAVE_S = 10.0
+"""How long workers may take to leave by themselves when one of them is gone."""
+_POLL_S = 0.05
+
+
+def run_workers(num_workers: int, arguments: Sequence[str], logs: Path) -> int:
+    """Run `python -m yaoki ARGUMENTS` as so many workers of one run, and wait for them.
+
+    Args:
+        logs: directory for the logs of all workers but the first; each is begun anew.
+
+    Returns:
+        The exit code of the worker that failed first; 0 if none did, 75 if all were asked to stop.
+    """
+    with ExitStack() as stack:
+        meeting = stack.enter_context(tempfile.TemporaryDirectory(prefix="yaoki-"))
+        logs.mkdir(parents=True, exist_ok=True)
+        workers: list[Process] = []
+        stack.callback(_kill, workers)
+        for rank in range(num_workers):
+            log = stack.enter_context(log_path(logs, rank).open("wb")) if rank else None
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers)}
+            place |= {STORE_FILE: f"{meeting}/store", "GLOO_SOCKET_IFNAME": "lo"}
+            workers.append(start(arguments, place, log, death_signal=signal.SIGTERM))
+        forwarder = _Forwarder(workers)
+        stack.callback(forwarder.stop)
+        while (failed := _failed(workers)) is None and any(worker.poll() is None for worker in workers):
+            time.sleep(_POLL_S)
+        if failed is None:
+            return max(worker.returncode for worker in workers)
+        rank = _first_cause(workers, failed)
+        _end(workers)
+        return _outcome(rank, workers[rank].returncode, logs, forwarder.received)
+
+
+class _Forwarder:
+    """Passes signals on to the workers, each once: a second one makes a worker leave at once."""
+
+    def __init__(self, workers: Sequence[Process]) -> None:
+        self._workers = workers
+        self.received: set[int] = set()
+        self._previous = {number: signal.signal(number, self._forward) for number in _FORWARDED}
+
+    def stop(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _forward(self, number: int, _: FrameType | None) -> None:
+        self.received.add(number)
+        for worker in self._workers:
+            if worker.poll() is None:
+                worker.send_signal(number)
+
+
+def _failed(workers: Sequence[Process]) -> int | None:
+    """A worker that has ended in another way than it should."""
+    fine = (None, 0, StopRequested.exit_code)
+    return next((rank for rank, worker in enumerate(workers) if worker.poll() not in fine), None)
+
+
+def _first_cause(workers: Sequence[Process], failed: int) -> int:
+    """Of the workers that failed, one that did not because another one was gone; it may end a bit later."""
+    end = time.monotonic() + _LEAVE_S
+    others = (None, 0, StopRequested.exit_code, PeerLostError.exit_code)
+    while time.monotonic() < end:
+        causes = [rank for rank, worker in enumerate(workers) if worker.poll() not in others]
+        if causes or all(worker.poll() is not None for worker in workers):
+            return next(iter([*causes, failed]))
+        time.sleep(_POLL_S)
+    return failed
+
+
+def _outcome(rank: int, code: int, logs: Path, received: set[int]) -> int:
+    """Shows why all were ended; the exit code of it."""
+    if -code in received:
+        return StopRequested.exit_code  # it had not begun to listen, so there was nothing to save
+    log = log_path(logs, rank) if rank else None
+    print(describe_failure(rank, code, last_words(log) if log else "", log), file=sys.stderr)
+    return exit_code(code)
+
+
+def _end(workers: Sequence[Process]) -> None:
+    """Ask all to leave; kill those that do not."""
+    end = time.monotonic() + _LEAVE_S
+    for worker in workers:
+        if worker.poll() is None:
+            worker.terminate()
+    while any(worker.poll() is None for worker in workers) and time.monotonic() < end:
+        time.sleep(_POLL_S)
+    _kill(workers)
+
+
+def _kill(workers: Sequence[Process]) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.kill()
+        worker.wait()

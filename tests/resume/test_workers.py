@@ -1,0 +1,211 @@
+"""Several workers train one run: killed and resumed it is unbroken; another number goes on with it."""
+
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console as RichConsole
+
+from tests.ranks import Failure, on_ranks, outcomes
+from tests.resume.harness import EVERYTHING, assert_same_run, die, log_path, make_config, trajectory
+from yaoki.checkpoint.catalog import Catalog
+from yaoki.checkpoint.reader import load
+from yaoki.config.schema import Config
+from yaoki.errors import StopRequested
+from yaoki.journal.metrics import MetricsLog
+from yaoki.learner.learner import Learner
+from yaoki.learner.world import World
+from yaoki.rollout.transformers_engine import TransformersEngine
+from yaoki.run.console import Console
+from yaoki.run.directory import RunDirectory
+from yaoki.run.follower import FollowedMetrics
+from yaoki.run.session import train
+
+STEPS = 6
+Patch = Callable[[World], None]
+
+
+def worker(path: Path, config: Config, patch: Patch | None = None) -> Callable[[World], str]:
+    def work(world: World) -> str:
+        if patch is not None:
+            patch(world)
+        said = log_path(path) if world.is_first else Path(os.devnull)
+        with said.open("a") as log, Console(0, RichConsole(file=log, width=400)) as console:
+            try:
+                train(RunDirectory(path), config, console, world)
+            except StopRequested as reason:
+                return f"stopped: {reason}"
+        return "finished"
+
+    return work
+
+
+def run_to_end(path: Path, config: Config, size: int, runs: Path) -> str:
+    assert on_ranks(size, runs, worker(path, config)) == ["finished"] * size
+    return log_path(path).read_text("utf-8")
+
+
+def kill_after(step: int, delay_s: float, *ranks: int) -> Patch:
+    """Some ranks die so long after `step`, in whatever they do then; at the latest after the next one."""
+
+    def patch(world: World) -> None:
+        if world.rank not in ranks:
+            return
+        for kind in (MetricsLog, FollowedMetrics):
+            append = kind.append
+
+            def append_and_await_death(self: Any, row: Mapping[str, Any], append: Any = append) -> None:
+                if row["step"] >= step + 2:
+                    die()
+                append(self, row)
+                if row["step"] >= step:
+                    threading.Timer(delay_s, die).start()
+
+            kind.append = append_and_await_death  # type: ignore[method-assign]
+
+    return patch
+
+
+@pytest.mark.parametrize("killed_ranks", [(1,), (0,), (0, 1)], ids=str)
+def test_killed_and_resumed_is_unbroken(
+    killed_ranks: tuple[int, ...], runs: Path, rng: random.Random
+) -> None:
+    config = make_config(*EVERYTHING)
+    run_to_end(runs / "unbroken", config, 2, runs)
+    for _ in range(2):
+        patch = kill_after(rng.randrange(1, STEPS - 2), rng.uniform(0, 1.5), *killed_ranks)
+        ended = outcomes(2, runs, worker(runs / "killed", config, patch))
+        assert not set(killed_ranks) & ended.keys()
+        for failure in ended.values():
+            assert isinstance(failure, Failure)
+            assert "PeerLostError" in failure.text
+    log = run_to_end(runs / "killed", config, 2, runs)
+    assert "grade exact" in log or "starting at step 0" in log
+    assert_same_run(runs / "killed", runs / "unbroken", STEPS)
+
+
+def test_two_workers_train_what_one_trains(runs: Path) -> None:
+    """Until rounding has changed a sampled token: the first steps."""
+    config = make_config()
+    run_to_end(runs / "one", config, 1, runs)
+    run_to_end(runs / "two", config, 2, runs)
+    for one, two in zip(trajectory(runs / "one")[:3], trajectory(runs / "two")[:3], strict=True):
+        for name in ("reward", "length", "policy_loss", "policy_grad_norm", "critic_loss", "policy_entropy"):
+            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5), (one["step"], name)
+
+
+@pytest.mark.parametrize(("writers", "readers"), [(1, 2), (2, 1), (2, 3), (4, 2)])
+def test_another_number_of_workers_goes_on(writers: int, readers: int, runs: Path) -> None:
+    """The same prompts, seeds and schedules; the state is the same, bit for bit, when it is read."""
+    path, half = runs / "run", make_config("train.steps=4", "checkpoint.keep_last=1")
+    run_to_end(path, half, writers, runs)
+    saved = Catalog(path / "checkpoints").newest_valid().checkpoint
+    assert saved is not None
+    assert saved.manifest.world_size == writers
+    before = load(saved.path).parts
+    config = make_config("checkpoint.every_steps=0")
+    log = run_to_end(path, config, readers, runs)
+    assert "grade elastic: same state, prompts, seeds and schedule" in log
+    assert f"rounding differs because num_workers was {writers}, is {readers}" in log
+    run_to_end(runs / "unbroken", config, 1, runs)
+    ours, theirs = trajectory(path), trajectory(runs / "unbroken")
+    assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
+    for name in ("epoch", "policy_lr", "critic_lr", "policy_version"):
+        assert [row[name] for row in ours] == [row[name] for row in theirs]
+    assert before["progress"].json is not None
+    assert before["progress"].json["global_step"] == 4  # type: ignore[index, call-overload]
+
+
+def test_what_was_sampled_is_dealt_out_anew(runs: Path) -> None:
+    """Three workers die in step 2's update; two go on with all rollouts of it, and sample none."""
+    config = make_config("train.steps=2", "checkpoint.every_steps=0", "engine.batch_size=2")
+
+    def die_in_update(world: World) -> None:
+        update = Learner.update
+
+        def update_or_die(self: Learner, experience: Any, step: int, *rest: Any) -> Any:
+            if step == 1:
+                die()
+            return update(self, experience, step, *rest)
+
+        Learner.update = update_or_die  # type: ignore[method-assign]
+
+    assert outcomes(3, runs, worker(runs / "run", config, die_in_update)) == {}
+    parts = sorted(path.name[:8] for path in (runs / "run" / "rollouts" / "step-00000002").iterdir())
+    assert set(parts) == {"rank-000", "rank-001", "rank-002"}
+
+    log = run_to_end(runs / "run", config, 2, runs)
+    assert log.count("step 2: 16 rollouts from the journal") == 1
+
+
+@pytest.mark.parametrize("place", ["generate", "update"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_worker_is_told_to_stop_and_all_do(place: str, rank: int, runs: Path) -> None:
+    config = make_config("train.steps=50", "checkpoint.every_steps=0")
+
+    def stop_in_third_step(world: World) -> None:
+        owner: Any = {"generate": TransformersEngine, "update": Learner}[place]
+        method, num_calls = getattr(owner, place), 0
+
+        def stopping(self: Any, *arguments: Any) -> Any:
+            nonlocal num_calls
+            num_calls += 1
+            if num_calls == 3 and world.rank == rank:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)
+            return method(self, *arguments)
+
+        setattr(owner, place, stopping)
+
+    ended = on_ranks(2, runs, worker(runs / "run", config, stop_in_third_step))
+    assert ended == ["stopped: SIGTERM received"] * 2
+    attempts = RunDirectory(runs / "run").attempts()
+    assert [attempt["outcome"] for attempt in attempts] == ["stopped"]
+    config = make_config()
+    run_to_end(runs / "run", config, 2, runs)
+    run_to_end(runs / "unbroken", config, 2, runs)
+    assert_same_run(runs / "run", runs / "unbroken", STEPS)
+
+
+def test_a_worker_that_fails_is_the_end_of_all(runs: Path) -> None:
+    """Within the time that it takes to notice, not after the time limit."""
+
+    def fail(world: World) -> None:
+        def generate(self: Any, *arguments: Any) -> Any:
+            raise ZeroDivisionError("on purpose")
+
+        if world.rank == 1:
+            TransformersEngine.generate = generate  # type: ignore[method-assign]
+
+    begin = time.monotonic()
+    ended = outcomes(3, runs, worker(runs / "run", make_config(), fail), timeout_s=1000)
+    assert time.monotonic() - begin < 200
+    assert "on purpose" in ended[1].text
+    for rank in (0, 2):
+        assert re.search("PeerLostError: another worker of this run is gone", ended[rank].text)
+
+
+def test_a_run_of_several_is_refused_as_that_of_one_is(runs: Path) -> None:
+    """What the first worker finds out, the others say too."""
+    run_to_end(runs / "run", make_config("train.steps=1"), 2, runs)
+    ended = outcomes(2, runs, worker(runs / "run", make_config("train.seed=3")))
+    assert len(ended) == 2
+    for failure in ended.values():
+        assert "this run cannot go on with a changed config" in failure.text
+
+
+def test_weights_are_spread_in_the_checkpoint(runs: Path) -> None:
+    run_to_end(runs / "run", make_config("train.steps=2"), 2, runs)
+    (directory,) = (runs / "run" / "checkpoints").glob("step-00000002")
+    sizes = [path.stat().st_size for path in sorted(directory.glob("policy.params-*"))]
+    assert len(sizes) == 2
+    assert max(sizes) < 1.2 * min(sizes)
+    assert torch.isfinite(load(directory).parts["policy.params"].tensors["model.norm.weight"]).all()

@@ -1,0 +1,106 @@
+"""The probe: an engine that holds other weights than it should is found out."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from yaoki.errors import WeightSyncError
+from yaoki.models.base import tiny_random
+from yaoki.models.policy import token_logprobs
+from yaoki.rollout.engine import Sampling
+from yaoki.rollout.probe import PROBE_TOKENS, check_weights, model_logprobs, probe_ids, tolerance
+from yaoki.rollout.transformers_engine import TransformersEngine
+
+TOLERANCE = tolerance("float32")
+
+
+@pytest.fixture
+def engine(learner_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TransformersEngine:
+    made = TransformersEngine(tiny_random(9), tokenizer, Sampling(1.0, 1.0, 12, ()))
+    made.load_weights(learner_model.state_dict().items(), 3)
+    return made
+
+
+def test_the_right_weights_pass(
+    engine: TransformersEngine, learner_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    probe = probe_ids(tokenizer)
+    assert 10 < len(probe) <= PROBE_TOKENS
+    expected = model_logprobs(learner_model, probe)
+    with torch.no_grad():
+        found, _ = token_logprobs(learner_model, torch.tensor([list(probe)]), 1, 1.0)
+    assert expected == found[0].tolist()
+    assert check_weights(engine, 3, probe, expected, TOLERANCE) == 0.0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.0.self_attn.q_proj.bias", "model.layers.2.mlp.down_proj.weight", "model.norm.weight"],
+)
+def test_one_old_tensor_is_noticed(
+    engine: TransformersEngine,
+    learner_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+) -> None:
+    weights = dict(learner_model.state_dict())
+    weights[name] = weights[name] + 0.1 * torch.randn(
+        weights[name].shape, generator=torch.Generator().manual_seed(1)
+    )
+    engine.load_weights(weights.items(), 3)
+    probe = probe_ids(tokenizer)
+    with pytest.raises(WeightSyncError, match="push of policy version 3") as caught:
+        check_weights(engine, 3, probe, model_logprobs(learner_model, probe), TOLERANCE)
+    assert caught.value.hint
+
+
+def test_another_version_is_an_error_even_with_the_right_weights(
+    engine: TransformersEngine, learner_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    probe = probe_ids(tokenizer)
+    expected = model_logprobs(learner_model, probe)
+    for version in (2, 4, -1):
+        with pytest.raises(WeightSyncError, match=f"version 3, the policy is at {version}"):
+            check_weights(engine, version, probe, expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_no_agreement(
+    engine: TransformersEngine,
+    learner_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    wrong: float,
+) -> None:
+    probe = probe_ids(tokenizer)
+    expected = model_logprobs(learner_model, probe)
+    for place in (0, 5, len(expected) - 1):
+        spoilt = [*expected[:place], wrong, *expected[place + 1 :]]
+        with pytest.raises(WeightSyncError):
+            check_weights(engine, 3, probe, spoilt, 1e9)
+
+
+def test_dropout_does_not_disturb(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = tiny_random(1)
+    for layer in model.modules():
+        if hasattr(layer, "attention_dropout"):
+            layer.attention_dropout = 0.5
+    probe = probe_ids(tokenizer)
+    assert model_logprobs(model.train(), probe) == model_logprobs(model.train(), probe)
+
+
+def test_the_tolerance_lies_between_the_bounds(
+    engine: TransformersEngine, learner_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    probe = probe_ids(tokenizer)
+    expected = model_logprobs(learner_model, probe)
+
+    def shifted(by: float) -> Sequence[float]:
+        return [expected[0] + by, *expected[1:]]
+
+    assert check_weights(engine, 3, probe, shifted(0.9 * TOLERANCE), TOLERANCE) > 0.5 * TOLERANCE
+    for by in (1.1 * TOLERANCE, -1.1 * TOLERANCE):
+        with pytest.raises(WeightSyncError):
+            check_weights(engine, 3, probe, shifted(by), TOLERANCE)

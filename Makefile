@@ -4,19 +4,23 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RECIPE ?= recipes/tiny.toml
 
-.PHONY: train test test-vllm lint crash soak docs clean
+.PHONY: train test test-ray test-vllm lint crash soak docs clean
 
 train: .venv/installed  ## train the built-in base model on generated arithmetic, about four minutes
 	$(BIN)/yaoki train $(RECIPE)
 
 test: .venv/installed-test lint  ## everything that the CPU can run
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray"
+	$(BIN)/python -m pytest -m "ray and not slow" tests/launch
 
 crash: .venv/installed-test  ## every crash point and every power cut, not only the sample that `test` takes
-	$(BIN)/python -m pytest -m crash tests/faults
+	$(BIN)/python -m pytest -m crash -n 2 --dist worksteal tests/faults
 
 soak: .venv/installed-test  ## train under SIGKILLs at random instants for half an hour
 	$(BIN)/python benchmarks/soak.py --minutes 30
+
+test-ray: .venv/installed-test  ## everything on a Ray cluster of this machine, a lost node too
+	$(BIN)/python -m pytest -m ray tests/launch
 
 test-vllm: .venv-vllm/installed  ## the engine on vLLM, in an environment of its own
 	.venv-vllm/bin/python -m pytest -m vllm tests/vllm_engine

@@ -24,6 +24,7 @@ from yaoki.errors import NothingThereError, PeerLostError, StopRequested, UsageE
 from yaoki.launch.local import run_workers
 from yaoki.launch.process import end_with_launcher, is_launched
 from yaoki.run.directory import RunDirectory
+from yaoki.storage.fetch import fetch_config
 
 _ALL_TASKS = 10**9
 
@@ -33,16 +34,25 @@ def train(
     run: Annotated[Path | None, typer.Option("--run", help="Run directory; default runs/RECIPE.")] = None,
     workers: Annotated[
         str,
-        typer.Option("--workers", metavar="N", help="Processes that train together."),
+        typer.Option(
+            "--workers", metavar="N|MIN:MAX", help="Processes that train together; a range with --ray."
+        ),
     ] = "1",
+    ray: Annotated[bool, typer.Option("--ray", help="Train on a Ray cluster, or a local one.")] = False,
 ) -> None:
     """Start a run, or resume the one that the run directory holds."""
     recipe, overrides = split_words(words or [])
     directory, config = _resolve(recipe, overrides, run)
-    num_workers = _num_workers(workers)
+    low, high = _num_workers(workers, may_be_range=ray)
     arguments = ("train", *(words or []), "--run", str(directory.path))
-    if num_workers > 1:
-        raise typer.Exit(run_workers(num_workers, arguments, directory.logs))
+    if ray:
+        from yaoki.launch.ray import Job, run_on_ray
+
+        shared = RunDirectory(directory.path.resolve())
+        job = Job(arguments, Path.cwd(), shared.logs, shared.metrics_path, shared.lock_holder)
+        raise typer.Exit(run_on_ray(job, low, high, may_use_gpus=config.run.device != "cpu"))
+    if high > 1:
+        raise typer.Exit(run_workers(high, arguments, directory.logs))
     end_with_launcher()
     from yaoki.run.worker import train_worker
 
@@ -142,10 +152,13 @@ def main() -> None:
         sys.exit(reason.exit_code)
 
 
-def _num_workers(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--workers is {text!r}", hint="give a number such as 4")
-    return int(text)
+def _num_workers(text: str, *, may_be_range: bool) -> tuple[int, int]:
+    """From `4` or `2:8` the fewest and the most workers."""
+    low, colon, high = text.partition(":")
+    numbers = [low, high] if colon and may_be_range else [text, text]
+    if not all(number.isdecimal() for number in numbers) or not 0 < int(numbers[0]) <= int(numbers[1]):
+        raise UsageError(f"--workers is {text!r}", hint="give a number such as 4, or with --ray a range: 2:8")
+    return int(numbers[0]), int(numbers[1])
 
 
 def _resolve(recipe: Path | None, overrides: list[str], run: Path | None) -> tuple[RunDirectory, Config]:
@@ -158,8 +171,17 @@ def _resolve(recipe: Path | None, overrides: list[str], run: Path | None) -> tup
     directory = RunDirectory(run if run is not None else Path("runs") / (recipe or Path()).stem)
     if recipe is not None:
         return directory, load_config(recipe, overrides)
+    if not directory.exists and (stored := _config_at_storage(overrides)):
+        return directory, with_overrides(stored, overrides)
     directory.require_run()
     return directory, with_overrides(directory.stored_config(), overrides)
+
+
+def _config_at_storage(overrides: list[str]) -> Config | None:
+    """The config of the run at the URL that run.storage names, if there is one."""
+    urls = [value for key, _, value in (each.partition("=") for each in overrides) if key == "run.storage"]
+    stored = fetch_config(urls[-1].strip("\"'")) if urls else None
+    return None if stored is None else Config.model_validate_json(stored)
 
 
 def _eval_config(source: Path, data: list[Path], samples: int, overrides: list[str]) -> Config:

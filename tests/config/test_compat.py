@@ -20,7 +20,8 @@ FREE = {
     "data.on_bad_row", "data.verifier_workers", "policy.trust_remote_code", "eval.files",
     "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.keep_best",
     "checkpoint.on_overrun", "checkpoint.copy_memory_gb", "run.on_nonfinite", "run.min_free_gb",
-    "run.peer_timeout_s", "train.activation_checkpointing",
+    "run.peer_timeout_s", "run.storage", "run.storage_every_s", "train.activation_checkpointing",
+    "train.offload",
     "journal.enabled", "journal.flush_seconds", "journal.flush_rollouts", "journal.keep",
     "resume.on_divergence", "engine.gpu_memory_utilization",
 }  # fmt: skip

@@ -19,6 +19,7 @@ BROAD_HANDLERS = {
     "data/verifier_pool.py:__enter__": "stops the workers that did start, and raises on",
     "data/verifier_worker.py:main": "a user's module may raise anything while it is imported",
     "data/verifier_worker.py:_judge": "a verifier's failure is a verdict, not the end of training",
+    "launch/ray.py:_fit": "a thread's edge: what went wrong is raised in the main thread",
     "run/session.py:attempt": "writes how the attempt ended, and raises on",
 }
 """Handlers of any exception, each at the edge of a process: where -> why."""

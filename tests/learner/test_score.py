@@ -175,3 +175,17 @@ class TestAdvantages:
         assert found is not None
         assert found.min() >= 0
         assert found.max() > 0.01
+
+
+@pytest.mark.parametrize("kind", [(), GRPO], ids=["ppo", "grpo"])
+def test_advantages_can_be_weighted_for_an_engine_that_computes_otherwise(kind: tuple[str, ...]) -> None:
+    """The handmade rollouts' log-probabilities are -1 everywhere: far from the learner's."""
+    plain = scored(learner(config(*kind)))
+    weighted = scored(learner(config(*kind, "train.importance_cap=2")))
+    assert plain.old_logprobs is not None
+    ratios = (plain.old_logprobs - plain.rollout_logprobs).exp().clamp(max=2.0)
+    assert float(ratios[plain.loss_mask].std()) > 0.01
+    expected = chosen(plain.advantages, plain) * ratios[plain.loss_mask].double()
+    torch.testing.assert_close(chosen(weighted.advantages, plain), expected, rtol=1e-6, atol=1e-9)
+    if not kind:
+        assert torch.equal(chosen(weighted.returns, plain), chosen(plain.returns, plain))

@@ -6,7 +6,7 @@ import pytest
 
 from yaoki.errors import StopRequested
 from yaoki.learner.world import alone
-from yaoki.rollout.collect import NoLog, collect
+from yaoki.rollout.collect import NoLog, RolloutLog, collect
 from yaoki.rollout.engine import OnFinished, Poll, Request, keep_none
 from yaoki.rollout.scripted_engine import ScriptedEngine
 from yaoki.run.peers import RolloutPeers
@@ -33,8 +33,10 @@ class RecordingVerifier:
 class RecordingEngine(ScriptedEngine):
     """Keeps the micro-batches that it was given."""
 
-    def __init__(self, truncated_seeds: frozenset[int] = frozenset()) -> None:
-        super().__init__(self._answer)
+    def __init__(
+        self, truncated_seeds: frozenset[int] = frozenset(), *, batch_invariant: bool = False
+    ) -> None:
+        super().__init__(self._answer, batch_invariant=batch_invariant)
         self._truncated = truncated_seeds
         self.batches: list[list[Request]] = []
 
@@ -60,6 +62,7 @@ def gather(
     prompts: Sequence[Prompt] = PROMPTS,
     poll: Poll = lambda: None,
     progress: list[tuple[int, int]] | None = None,
+    log: RolloutLog | None = None,
 ) -> list[Rollout]:
     return collect(
         engine,
@@ -72,7 +75,7 @@ def gather(
         batch_size=batch_size,
         poll=poll,
         on_progress=lambda done, total: None if progress is None else progress.append((done, total)),
-        log=NoLog(),
+        log=log or NoLog(),
         peers=RolloutPeers(alone()),
     )
 
@@ -172,6 +175,56 @@ def test_a_stop_comes_through() -> None:
     with pytest.raises(StopRequested):
         gather(RecordingEngine(), verifier, poll=poll)
     assert len(verifier.calls) == 1
+
+
+class Log:
+    """In memory; each call of `append` is one list."""
+
+    def __init__(self) -> None:
+        self.appended: list[list[tuple[int, int]]] = []
+        self.rollouts: dict[tuple[int, int], Rollout] = {}
+
+    def find(self, places: Sequence[tuple[int, int]]) -> list[Rollout] | None:
+        return [self.rollouts[p] for p in places] if set(places) <= self.rollouts.keys() else None
+
+    def append(self, rollouts: Sequence[Rollout]) -> None:
+        self.appended.append([(r.prompt_index, r.sample) for r in rollouts])
+        self.rollouts |= {(r.prompt_index, r.sample): r for r in rollouts}
+
+
+def test_an_engine_without_micro_batches_keeps_each_completion_as_it_finishes() -> None:
+    """Stopped before the last one: what was finished is in the log and is not asked for again."""
+    engine, log, num_polls = RecordingEngine(batch_invariant=True), Log(), 0
+
+    def poll() -> None:
+        nonlocal num_polls
+        num_polls += 1
+        if num_polls == 5:
+            raise StopRequested("enough")
+
+    with pytest.raises(StopRequested):
+        gather(engine, RecordingVerifier(), poll=poll, log=log)
+    assert log.appended == [[(2, 1)], [(2, 0)], [(1, 1)], [(1, 0)]]  # it finishes the last ones first
+    rollouts = gather(engine, RecordingVerifier(), log=log)
+    assert [len(batch) for batch in engine.batches] == [6, 2]
+    assert rollouts == gather(RecordingEngine(), RecordingVerifier())
+
+
+def test_with_micro_batches_only_whole_ones_are_kept() -> None:
+    engine, log = RecordingEngine(), Log()
+    polls = [None] * 5
+    with pytest.raises(IndexError):
+        gather(engine, RecordingVerifier(), poll=polls.pop, log=log)
+    assert log.appended == [[(0, 0), (0, 1), (1, 0), (1, 1)]]
+
+
+def test_a_verifier_that_fails_beside_the_generation_fails_the_step() -> None:
+    class Broken(RecordingVerifier):
+        def verify(self, jobs: Sequence[tuple[Task, str]], poll: Poll) -> list[Verdict]:
+            raise ZeroDivisionError("on purpose")
+
+    with pytest.raises(ZeroDivisionError):
+        gather(RecordingEngine(batch_invariant=True), Broken())
 
 
 def test_no_prompts_no_rollouts() -> None:

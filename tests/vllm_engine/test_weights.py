@@ -130,12 +130,17 @@ def test_an_update_in_place(
     without_packing(monkeypatch)
     engine, probe = vllm_engine(learner_model, tokenizer, SAMPLING, in_place=True), probe_ids(tokenizer)
     llm = engine._model.llm
+    (request, *_) = requests(tokenizer, ["1+" * 100])  # long enough to be cached
+    engine.generate([request], no_poll)
     for version, model in enumerate((other_model, learner_model, other_model), start=1):
         engine.load_weights(model.state_dict().items(), version)
         assert check_weights(engine, version, probe, model_logprobs(model, probe), TOLERANCE) < 1e-5
-        engine.generate(requests(tokenizer), no_poll)
-        engine.sleep()
-        engine.wake()
+        (completion,) = engine.generate([request], no_poll)
+        expected = model_logprobs(model, [*request.prompt_ids, *completion.token_ids])
+        assert completion.logprobs == pytest.approx(expected[len(request.prompt_ids) - 1 :], abs=1e-5)
+        if version == 2:
+            engine.sleep()
+            engine.wake()
     assert engine._model.llm is llm
 
 

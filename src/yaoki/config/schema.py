@@ -36,6 +36,12 @@ class RunConfig(Section):
     peer_timeout_s: float = Field(600.0, gt=0, json_schema_extra=FREE)
     """With several workers: how long one waits for another that neither answers nor is known to be gone. One
     that is known to be gone is an error at once. Must be longer than the workers differ in generating."""
+    storage: str = Field("", json_schema_extra=FREE)
+    """An fsspec URL such as `s3://bucket/runs/my-run` that the run is copied to while it goes on, and from
+    which it is fetched where its directory is missing. Credentials come from the environment. Empty means
+    none."""
+    storage_every_s: float = Field(5.0, gt=0, json_schema_extra=FREE)
+    """How often the copy at `run.storage` is brought up to date, in seconds."""
     show_samples_every: Count = Field(20, json_schema_extra=FREE)
     """Print sample completions every so many steps; 0 means never."""
 
@@ -69,6 +75,12 @@ class TrainConfig(Section):
     """Critic warm-up: train only the critic for so many steps (ppo only)."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus in the policy's loss."""
+    offload: bool = Field(False, json_schema_extra=FREE)
+    """Keep weights and moments in host memory while completions are sampled, for a device that is too small
+    for both. Costs two copies a step; the same bits."""
+    importance_cap: float = Field(0.0, ge=0)
+    """Weigh each token's advantage by the learner's probability of it over the engine's, at most this; for
+    engines that compute otherwise than the learner. 0 means no weights; 2 is usual."""
     micro_batch_tokens: Positive = 16384
     """Token budget (padding included) of one forward/backward. Changes memory and rounding only."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -156,8 +168,8 @@ class EngineConfig(Section):
             )
         if self.type == "vllm" and self.temperature != 1 and self.top_p != 1:
             raise ValueError(
-                "engine.temperature and engine.top_p: vllm reports log-probabilities before the temperature "
-                "or after top_p, and training needs those in between; set one of them to 1, or "
+                "engine.temperature and engine.top_p: vllm gives log-probabilities before the temperature or "
+                "after top_p, and training needs those in between; set one of them to 1, or "
                 'engine.type="transformers"'
             )
         return self

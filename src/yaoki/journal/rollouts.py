@@ -79,8 +79,11 @@ class RolloutJournal:
         self.sync()
         self._step, self._policy_version = step, policy_version
         directory, quarantine = self._step_directory(), self._quarantine()
-        if directory.is_dir():
-            fs.fsync_directory(directory)  # a part that a dead process has named counts, so it must stay
+        # What a dead process has named counts, so it must stay; what it has moved must be there before it is
+        # gone here.
+        for place in (quarantine, directory):
+            if place.is_dir():
+                fs.fsync_directory(place)
         self._contents = read_step_for(directory, Wanted(self._identity, step, policy_version, prompts))
         wait()
         if self._identity.rank == 0:  # every rank refuses the same; one of them moves it away

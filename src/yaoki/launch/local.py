@@ -37,13 +37,13 @@ def run_workers(num_workers: int, arguments: Sequence[str], logs: Path) -> int:
         logs.mkdir(parents=True, exist_ok=True)
         workers: list[Process] = []
         stack.callback(_kill, workers)
+        forwarder = stack.enter_context(_Forwarder())
         for rank in range(num_workers):
             log = stack.enter_context(log_path(logs, rank).open("wb")) if rank else None
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers)}
             place |= {STORE_FILE: f"{meeting}/store", "GLOO_SOCKET_IFNAME": "lo"}
             workers.append(start(arguments, place, log, death_signal=signal.SIGTERM))
-        forwarder = _Forwarder(workers)
-        stack.callback(forwarder.stop)
+        forwarder.begin(workers)
         while (failed := _failed(workers)) is None and any(worker.poll() is None for worker in workers):
             time.sleep(_POLL_S)
         if failed is None:
@@ -54,19 +54,31 @@ def run_workers(num_workers: int, arguments: Sequence[str], logs: Path) -> int:
 
 
 class _Forwarder:
-    """Passes signals on to the workers, each once: a second one makes a worker leave at once."""
+    """A context manager that passes signals on, each once: a second one makes a worker leave at once."""
 
-    def __init__(self, workers: Sequence[Process]) -> None:
-        self._workers = workers
+    def __init__(self) -> None:
+        self._workers: Sequence[Process] = ()
         self.received: set[int] = set()
-        self._previous = {number: signal.signal(number, self._forward) for number in _FORWARDED}
 
-    def stop(self) -> None:
+    def __enter__(self) -> "_Forwarder":
+        self._previous = {number: signal.signal(number, self._forward) for number in _FORWARDED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def begin(self, workers: Sequence[Process]) -> None:
+        """From now on to these; what came before, too."""
+        self._workers = workers
+        for number in self.received:
+            self._send(number)
+
     def _forward(self, number: int, _: FrameType | None) -> None:
         self.received.add(number)
+        self._send(number)
+
+    def _send(self, number: int) -> None:
         for worker in self._workers:
             if worker.poll() is None:
                 worker.send_signal(number)

@@ -5,6 +5,7 @@ It knows nothing of what workers do, nor of how many there are.
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from yaoki.launch.environment import DEATH_SIGNAL, LAUNCHER_PID
 Process = subprocess.Popen[bytes]
 
 _SET_PARENT_DEATH_SIGNAL = 1
+_RANK = re.compile(r"^\[rank\d+\]: ?", re.MULTILINE)
+"""Before each line of a traceback, where torch has process groups."""
 
 
 def start(
@@ -76,6 +79,7 @@ def exit_code(code: int) -> int:
 def last_words(log: Path, begin: int = 0) -> str:
     """The error at the end of a log, from byte `begin` on: Yaoki's own or a traceback; or nothing."""
     said = "\n" + log.read_bytes()[begin:].decode("utf-8", errors="replace")
+    said = _RANK.sub("", said)
     found = max(said.rfind("\nerror:"), said.rfind("\nTraceback"))
     return said[found:].strip() if found >= 0 else ""
 

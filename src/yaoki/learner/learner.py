@@ -6,8 +6,7 @@ of prompts, files, checkpoints or who asked for the update.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from yaoki.config.schema import Config
 from yaoki.errors import NonFiniteError
 from yaoki.learner.optim import TrainedNetwork
 from yaoki.learner.shard import whole
+from yaoki.learner.stats import CriticStats, PolicyStats, UpdateStats, mean
 from yaoki.learner.world import World
 from yaoki.models.critic import token_values
 from yaoki.models.policy import token_logprobs
@@ -28,6 +28,7 @@ from yaoki.ppo.advantages import (
     whiten,
 )
 from yaoki.ppo.batch import Experience, deal, micro_batches, mini_batches, pad_rollouts
+from yaoki.ppo.correction import importance_weights
 from yaoki.ppo.losses import (
     entropy_from_logits,
     kl_estimate,
@@ -41,41 +42,6 @@ from yaoki.types import Rollout
 
 Poll = Callable[[], None]
 """Raises StopRequested when the run was asked to stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyStats:
-    """What the policy's optimizer steps did, averaged over them."""
-
-    loss: float
-    entropy: float
-    """Mean over response tokens, in nats."""
-    clip_fraction: float
-    """Share of tokens on which the clip stopped the gradient."""
-    approx_kl: float
-    """Mean over tokens of KL(old policy || policy) at the time of each step (k3), in nats."""
-    grad_norm: float
-    """Before clipping."""
-    lr: float
-
-
-@dataclass(frozen=True, slots=True)
-class CriticStats:
-    """What the critic's optimizer steps did, averaged over them."""
-
-    loss: float
-    grad_norm: float
-    lr: float
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateStats:
-    """One update; None for a network that was not trained."""
-
-    policy: PolicyStats | None
-    critic: CriticStats | None
-    num_skipped: int
-    """Optimizer steps left out because a loss or a gradient was not finite."""
 
 
 class Learner:
@@ -137,7 +103,7 @@ class Learner:
             advantages = group_relative_advantages(
                 experience.rewards, experience.group, experience.loss_mask, scale_by_std=train.scale_by_std
             )
-            return replace(experience, advantages=advantages)
+            return replace(experience, advantages=self._corrected(advantages, experience))
         penalty = self.kl_to_ref(experience) if self._config.kl.use == "reward" else None
         rewards = shaped_rewards(experience.rewards, experience.loss_mask, penalty, kl_coef)
         advantages, returns = gae(
@@ -146,7 +112,16 @@ class Learner:
         if train.whiten_advantages:
             moments = masked_moments(advantages, experience.loss_mask)
             advantages = whiten(advantages, experience.loss_mask, moments)
-        return replace(experience, advantages=advantages, returns=returns)
+        return replace(experience, advantages=self._corrected(advantages, experience), returns=returns)
+
+    def _corrected(self, advantages: Tensor, experience: Experience) -> Tensor:
+        """Weighted for an engine that is not quite the learner, if that is asked for."""
+        cap = self._config.train.importance_cap
+        if not cap:
+            return advantages
+        assert experience.old_logprobs is not None
+        old, rollout = experience.old_logprobs, experience.rollout_logprobs
+        return advantages * importance_weights(old, rollout, experience.loss_mask, cap)
 
     def kl_to_ref(self, experience: Experience) -> Tensor | None:
         """Estimate `[N, S]` of KL(policy || reference) before the update; None without a reference."""
@@ -178,12 +153,29 @@ class Learner:
         if self.critic is not None:
             self.critic.num_batches += 1
         num_skipped = policy_steps.count(None) + critic_steps.count(None)
-        return UpdateStats(_mean(policy_steps), _mean(critic_steps), num_skipped)
+        return UpdateStats(mean(policy_steps), mean(critic_steps), num_skipped)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights, whole, one after another; every rank must ask for all of them."""
         for name, tensor in self.policy.weights().items():
             yield name, whole(tensor)
+
+    def rest(self) -> None:
+        """Make room on the device until `rise`, if train.offload asks for it."""
+        self._move_to(torch.device("cpu"))
+
+    def rise(self) -> None:
+        """Get ready to score and to update."""
+        self._move_to(self._device)
+
+    def _move_to(self, device: torch.device) -> None:
+        if not self._config.train.offload:
+            return
+        for network in (self.policy, self.critic):
+            if network is not None:
+                network.move(lambda tensor: tensor.to(device))
+        if self.reference is not None:
+            self.reference._apply(lambda tensor: tensor.to(device))
 
     def refresh_reference(self) -> None:
         """The policy of this moment becomes the reference."""
@@ -315,16 +307,3 @@ def _first_response_column(batch: Experience) -> int:
 def _columns(column: Tensor | None, first: int) -> Tensor:
     assert column is not None, "score() and with_advantages() come before update()"
     return column[:, first:]
-
-
-_Stats = TypeVar("_Stats", PolicyStats, CriticStats)
-
-
-def _mean(all_steps: list[_Stats | None]) -> _Stats | None:
-    """Over the steps that were not left out; None if there are none."""
-    steps = [step for step in all_steps if step is not None]
-    if not steps:
-        return None
-    names = [field.name for field in fields(steps[0])]
-    means = {name: sum(getattr(step, name) for step in steps) / len(steps) for name in names}
-    return type(steps[0])(**means)

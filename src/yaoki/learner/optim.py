@@ -4,7 +4,7 @@ Everything that changes while training is in `weights()`, `moments()` and `num_b
 Knows nothing of losses or files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,6 +78,12 @@ class TrainedNetwork:
     def drop_gradients(self) -> None:
         """Forget the gradients that are there."""
         self._optimizer.zero_grad(set_to_none=True)
+
+    def move(self, moved: Callable[[Tensor], Tensor]) -> None:
+        """Put every weight and moment where `moved` puts it; who referred to them keeps what they were."""
+        self.model._apply(moved)
+        for state in self._optimizer.state.values():
+            state |= {moment: moved(state[moment]) for moment in ("exp_avg", "exp_avg_sq")}
 
     def weights(self) -> dict[str, Tensor]:
         """The live weights by name; tied ones share their storage."""

@@ -4,7 +4,10 @@ Which completions share a micro-batch is a function of their coordinates alone. 
 attempts holds is not made again. Knows nothing of training, nor of how the log is kept.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 from yaoki.errors import StopRequested
@@ -88,45 +91,100 @@ def collect(
     """`num_samples` rollouts of each prompt, ordered by (prompt, sample); the same list on every rank.
 
     The seed of a completion is (run_seed, purpose, step, prompt, sample). Micro-batches that `log` does not
-    hold are dealt out to the ranks in turn, so every rank must find the same. `on_progress(done, total)`
-    counts this rank's. Raises what `poll` raises, on all ranks; then finished micro-batches are in `log`.
+    hold are dealt out to the ranks in turn, so every rank must find the same; with an engine whose
+    completions do not depend on the batch, single ones are, and each is logged as it finishes.
+    `on_progress(done, total)` counts this rank's. Raises what `poll` raises, on all ranks; then finished
+    micro-batches are in `log`.
     """
+    sampler = _Sampler(engine, verifier, prompts, purpose, run_seed, step, log, poll)
     places = [(index, sample) for index in range(len(prompts)) for sample in range(num_samples)]
+    unit = 1 if engine.batch_invariant else batch_size
     found: dict[Place, JudgedCompletion] = {}
     missing: list[Sequence[Place]] = []
-    for start in range(0, len(places), batch_size):
-        batch = places[start : start + batch_size]
+    for start in range(0, len(places), unit):
+        batch = places[start : start + unit]
         logged = log.find(batch)
         found |= {} if logged is None else dict(zip(batch, logged, strict=True))
         missing += [batch] if logged is None else []
 
-    def rollout(place: Place, completion: Completion, verdict: Verdict) -> Rollout:
-        index, sample = place
-        return Rollout(step, index, sample, engine.policy_version, prompts[index], completion, verdict)
-
-    def sample(batch: Sequence[Place]) -> list[Rollout]:
-        requests = [
-            Request(prompts[index].token_ids, seed(run_seed, purpose, step, index, sample))
-            for index, sample in batch
-        ]
-        completions = engine.generate(requests, poll)
-        verdicts = _judge(verifier, [prompts[index] for index, _ in batch], completions, poll)
-        return [rollout(*member) for member in zip(batch, completions, verdicts, strict=True)]
-
     def sample_own() -> list[Rollout]:
         own = missing[peers.rank :: peers.size]
-        total, new = len(found) + sum(map(len, own)), list[Rollout]()
+        total = len(found) + sum(map(len, own))
+
+        def progress(num_new: int) -> None:
+            on_progress(len(found) + num_new, total)
+
         if found:
-            on_progress(len(found), total)
-        for batch in own:
-            rollouts = sample(batch)
-            log.append(rollouts)
-            new += rollouts
-            on_progress(len(found) + len(new), total)
-        return new
+            progress(0)
+        if engine.batch_invariant:
+            return sampler.one_by_one([place for (place,) in own], progress)
+        return sampler.batch_by_batch(own, progress)
 
     found |= peers.exchange(_unless_stopped(sample_own, peers))
-    return [rollout(place, found[place].completion, found[place].verdict) for place in places]
+    return [sampler.rollout(place, found[place].completion, found[place].verdict) for place in places]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampler:
+    """Samples, judges and logs completions of one step."""
+
+    engine: RolloutEngine
+    verifier: AnswerVerifier
+    prompts: Sequence[Prompt]
+    purpose: Purpose
+    run_seed: int
+    step: int
+    log: RolloutLog
+    poll: Poll
+
+    def rollout(self, place: Place, completion: Completion, verdict: Verdict) -> Rollout:
+        index, sample = place
+        version = self.engine.policy_version
+        return Rollout(self.step, index, sample, version, self.prompts[index], completion, verdict)
+
+    def batch_by_batch(
+        self, batches: Sequence[Sequence[Place]], progress: Callable[[int], None]
+    ) -> list[Rollout]:
+        """Micro-batches, each kept as a whole."""
+        new: list[Rollout] = []
+        for batch in batches:
+            completions = self.engine.generate([self._request(place) for place in batch], self.poll)
+            new += self._keep(batch, completions, self.poll)
+            progress(len(new))
+        return new
+
+    def one_by_one(self, places: Sequence[Place], progress: Callable[[int], None]) -> list[Rollout]:
+        """Each completion is judged and kept as it finishes, on a thread beside the generation."""
+        kept: list[Future[list[Rollout]]] = []
+        unseen: deque[Future[list[Rollout]]] = deque()
+        with ThreadPoolExecutor(1, "judge") as thread:
+
+            def on_finished(number: int, completion: Completion) -> None:
+                kept.append(thread.submit(self._keep, [places[number]], [completion], _never_stop))
+                unseen.append(kept[-1])
+                while unseen[0].done() and len(unseen) > 1:
+                    unseen.popleft().result()  # what has failed there ends the generation here
+                progress(len(kept))
+
+            if places:
+                self.engine.generate([self._request(place) for place in places], self.poll, on_finished)
+            return [rollout for future in kept for rollout in future.result()]
+
+    def _request(self, place: Place) -> Request:
+        index, sample = place
+        coordinates = (self.purpose, self.step, index, sample)
+        return Request(self.prompts[index].token_ids, seed(self.run_seed, *coordinates))
+
+    def _keep(self, places: Sequence[Place], completions: Sequence[Completion], poll: Poll) -> list[Rollout]:
+        prompts = [self.prompts[index] for index, _ in places]
+        verdicts = _judge(self.verifier, prompts, completions, poll)
+        rollouts = [self.rollout(*member) for member in zip(places, completions, verdicts, strict=True)]
+        self.log.append(rollouts)
+        return rollouts
+
+
+def _never_stop() -> None:
+    """What has finished is kept, stop or not."""
 
 
 def _unless_stopped(work: Callable[[], list[Rollout]], peers: Peers) -> list[Rollout]:

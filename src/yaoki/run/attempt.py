@@ -3,6 +3,7 @@
 Knows nothing of locks, nor of which checkpoint is the right one.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from yaoki.data.verifier_pool import VerifierPool
 from yaoki.journal.metrics import MetricsLog, read_metrics
 from yaoki.journal.rollouts import JournalIdentity, RolloutJournal
 from yaoki.learner.world import World, peers_expected
+from yaoki.rollout.probe import probe_ids, tolerance
 from yaoki.run import rng
 from yaoki.run.board import Board
 from yaoki.run.build import (
@@ -45,6 +47,7 @@ from yaoki.run.step_journal import StepJournal
 from yaoki.run.stop import StopSignal, space_shortage
 from yaoki.run.tasks import Tasks
 from yaoki.run.trainer import Trainer
+from yaoki.run.weight_sync import WeightSync
 from yaoki.run.witnesses import Witnesses
 from yaoki.seeding import Purpose, seed
 
@@ -71,6 +74,8 @@ class Attempt:
     startup: Startup
     replay_only: bool
     world: World
+    check_storage: Callable[[], None]
+    """Raises what has gone wrong with the copy at run.storage."""
     stack: ExitStack
 
     def run(self, choice: Choice) -> Outcome:
@@ -120,31 +125,31 @@ class Attempt:
         self.stack.callback(state.metrics.close)
         board = Board(directory.tensorboard, verdict.step + 1) if self.world.is_first else FollowedBoard()
         self.stack.callback(board.close)
-        engine = build_engine(config, models)
+        engine = build_engine(config, models, device)
         facts = environment_digest(now, self.number)
         self.startup.ended("build")
         self._restore(choice, state, facts)  # after all that is built, for it sets the generators
         self.world.loop.wait()  # what the first rank has cut off is read below
         self.startup.ended("load")
-        engine.load_weights(state.learner.weights(), state.progress.policy_version)
+        probe = probe_ids(models.tokenizer)
+        weight_sync = WeightSync(engine, state.learner, probe, tolerance(config.train.precision))
+        weight_sync.push(state.progress.policy_version)
         self.startup.ended("engine")
         journal = self._open_journal()
-        checkpointer = self._checkpointer(verdict, now, digest, state.metrics, journal)
         return Trainer(
             config=config,
             state=state,
             engine=engine,
             verifier=verifier,
             eval_prompts=eval_prompts,
-            checkpointer=checkpointer,
+            checkpointer=self._checkpointer(verdict, now, digest, state.metrics, journal),
             board=board,
             console=self.console,
             stop=self.stop,
-            journal=StepJournal(
-                journal, self.console, self._startup_ended, self.world.loop.wait, replay_only=self.replay_only
-            ),
+            journal=self._step_journal(journal),
             witnesses=self._witnesses(),
             peers=RolloutPeers(self.world),
+            weight_sync=weight_sync,
             space_shortage=self._space_shortage,
             environment_digest=facts,
         )
@@ -187,12 +192,17 @@ class Attempt:
         )
         return self.stack.enter_context(journal)
 
+    def _step_journal(self, journal: RolloutJournal | None) -> StepJournal:
+        wait = self.world.loop.wait
+        return StepJournal(journal, self.console, self._startup_ended, wait, replay_only=self.replay_only)
+
     def _witnesses(self) -> Witnesses:
         """Rows that this attempt and earlier ones cut off: trying again does not make a divergence right."""
         files = [self.directory.superseded_path(attempt) for attempt in range(1, self.number + 1)]
         return Witnesses(row for file in files for row in read_metrics(file))
 
     def _space_shortage(self) -> str | None:
+        self.check_storage()
         return space_shortage(self.directory.path, self.config.run.min_free_gb)
 
     def _metrics(self) -> MetricsLog:

@@ -34,7 +34,8 @@ class Models:
     policy: PreTrainedModel
     critic: PreTrainedModel | None
     reference: PreTrainedModel | None
-    engine: PreTrainedModel
+    engine: PreTrainedModel | None
+    """None where the engine makes a model of its own."""
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -60,7 +61,8 @@ def environment(config: Config, device: torch.device, world: World) -> Environme
         "num_devices": torch.cuda.device_count(),
         "num_threads": torch.get_num_threads(),
         "num_workers": world.size,
-        "deterministic": config.run.deterministic,
+        # What vLLM samples depends on what happens to be in its batch.
+        "deterministic": config.run.deterministic and config.engine.type == "transformers",
     }
 
 
@@ -134,8 +136,10 @@ def _complete(
         return copy
 
     reference = copy_of_policy() if config.kl.needs_reference else None
-    engine = torch.nn.Module.to(copy_of_policy(), device)  # transformers' own `to` is not typed
-    assert isinstance(engine, PreTrainedModel)
+    engine = None
+    if config.engine.type == "transformers":
+        engine = copy_of_policy()
+        torch.nn.Module.to(engine, device)  # transformers' own `to` is not typed
     return Models(policy, critic, reference, engine, tokenizer)
 
 
@@ -151,21 +155,21 @@ def build_learner(config: Config, models: Models, world: World, device: torch.de
     return Learner(policy, critic, reference, config, world)
 
 
-def build_engine(config: Config, models: Models) -> RolloutEngine:
+def build_engine(config: Config, models: Models, device: torch.device) -> RolloutEngine:
     """The engine that the config names."""
     sampling = Sampling(
         config.engine.temperature, config.engine.top_p, config.engine.max_new_tokens, config.engine.stop
     )
-    if config.engine.type == "transformers":
+    if models.engine is not None:
         return TransformersEngine(models.engine, models.tokenizer, sampling)
     options = VllmOptions(
         precision=config.train.precision,
         max_tokens=max(config.data.max_prompt_tokens + config.engine.max_new_tokens, PROBE_TOKENS + 1),
         max_rows=config.engine.batch_size,
         gpu_memory_utilization=config.engine.gpu_memory_utilization,
-        in_place=models.engine.device.type == "cuda",
+        in_place=device.type == "cuda",
     )
-    return VllmEngine(models.engine.config, models.tokenizer, sampling, options)
+    return VllmEngine(models.policy.config, models.tokenizer, sampling, options)
 
 
 def build_kl(config: Config) -> KLController:

@@ -50,6 +50,8 @@ def judge(choice: Choice, now: Environment, config: Config, parent: Parent | Non
     reasons = differences({**manifest.environment, "num_workers": manifest.world_size}, now)
     if not config.run.deterministic:
         reasons.append("run.deterministic is false")
+    if config.engine.type == "vllm":
+        reasons.append("what vLLM samples anew has other bits")
     changes = parent.changes if parent is not None and parent.gave(manifest) else ()
     grade: Grade = "fork" if changes else "elastic" if reasons else "exact"
     reasons = [*(f"{name} is not the parent's" for name in changes), *reasons]

@@ -23,6 +23,8 @@ from yaoki.run.follower import FollowedDirectory
 from yaoki.run.recover import DamagedCheckpoint
 from yaoki.run.startup import Startup
 from yaoki.run.stop import StopSignal, space_shortage
+from yaoki.storage.fetch import fetch
+from yaoki.storage.mirror import Mirror
 
 
 def train(
@@ -45,9 +47,10 @@ def train(
     world = alone() if world is None else world
     if not world.is_first:
         directory = FollowedDirectory(directory.path)
-    with directory.lock() if world.is_first else nullcontext():
-        session = _Session(directory, config, console, world, startup, replay_only)
-        together(world.loop, session.open)
+    with ExitStack() as stack:
+        stack.enter_context(directory.lock() if world.is_first else nullcontext())
+        session = _Session(directory, config, console, world, startup, replay_only, stack)
+        check_storage = together(world.loop, session.open)
         choice = session.choose(read_all=False)
         if session.is_finished(choice):
             choice = session.choose()  # nothing will be restored, so nothing else reads it
@@ -57,7 +60,7 @@ def train(
             return Outcome(directory, summary["steps"], summary, already_finished=True)
         configure(deterministic=config.run.deterministic, num_threads=config.run.num_threads)
         startup.ended("choose")
-        return session.attempt(choice)
+        return session.attempt(choice, check_storage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +73,19 @@ class _Session:
     world: World
     startup: Startup
     replay_only: bool
+    stack: ExitStack
+    """Left when the attempt is over, before the lock is let go."""
 
-    def open(self) -> None:
-        """Make a new run, or make sure that this config may go on with the one that is there."""
-        directory = self.directory
+    def open(self) -> Callable[[], None]:
+        """Make a new run, or make sure that this config may go on with the one that is there.
+
+        Returns what raises the error if the copy of the run at `run.storage` cannot be kept up to date.
+        """
+        directory, storage = self.directory, self.config.run.storage
         if not self.world.is_first:
-            return
+            return _nothing_to_check
+        if storage and fetch(storage, directory.path, self.console.warn):
+            self.console.note(f"fetched from {storage}")
         if not directory.exists:
             directory.create(self.config)
         else:
@@ -83,6 +93,10 @@ class _Session:
                 self.console.note(f"changed since the last attempt: {change}")
         if directory.checkpoints.is_dir():
             fs.fsync_directory(directory.checkpoints)  # what is chosen must still be there after a power cut
+        if not storage:
+            return _nothing_to_check
+        every_s = self.config.run.storage_every_s
+        return self.stack.enter_context(Mirror(directory.path, storage, every_s, self.console.warn)).poll
 
     def choose(self, *, read_all: bool = True, refused: Sequence[Refusal] = ()) -> Choice:
         """The checkpoint that the first rank chooses, for all."""
@@ -110,13 +124,15 @@ class _Session:
         done = choice.checkpoint.manifest.step if choice.checkpoint else 0
         return summary is not None and summary["steps"] == done >= self.config.train.steps
 
-    def attempt(self, choice: Choice) -> Outcome:
+    def attempt(self, choice: Choice, check_storage: Callable[[], None]) -> Outcome:
         """Run one attempt between its two lines in attempts.jsonl."""
         number = shared(self.world.loop, together(self.world.loop, partial(self._begin, choice)))[0]
         ending = {"outcome": "failed", "reason": "ended from outside"}
         try:
             with StopSignal(self.config.run.max_seconds, self.world) as stop:
-                outcome = self._with_a_whole_checkpoint(partial(self._attempt, number, stop), choice)
+                outcome = self._with_a_whole_checkpoint(
+                    partial(self._attempt, number, stop, check_storage), choice
+                )
             ending = {"outcome": "finished"}
             return outcome
         except StopRequested as reason:
@@ -141,7 +157,9 @@ class _Session:
         directory.log_attempt({"attempt": number, "started_unix_s": time.time(), "pid": os.getpid()})
         return number
 
-    def _attempt(self, number: int, stop: StopSignal, choice: Choice) -> Outcome:
+    def _attempt(
+        self, number: int, stop: StopSignal, check_storage: Callable[[], None], choice: Choice
+    ) -> Outcome:
         with ExitStack() as stack:
             attempt = Attempt(
                 self.directory,
@@ -152,6 +170,7 @@ class _Session:
                 self.startup,
                 self.replay_only,
                 self.world,
+                check_storage,
                 stack,
             )
             return attempt.run(choice)
@@ -163,3 +182,7 @@ class _Session:
                 return attempt(choice)
             except DamagedCheckpoint as damaged:
                 choice = self.choose(read_all=False, refused=[*choice.refusals, damaged.refusal])
+
+
+def _nothing_to_check() -> None:
+    """There is no copy of the run to look after."""

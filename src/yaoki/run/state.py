@@ -261,6 +261,7 @@ DERIVED = {
     "journal": "what is there of a step is found out when the step begins",
     "witnesses": "rows that this attempt's resume and earlier ones cut off",
     "peers": "the ranks of this attempt",
+    "weight_sync": "engine and learner, and a text that is a constant",
     "space_shortage": "asks the disk",
     "state.world": "the ranks of this attempt",
     "state.learner._world": "the ranks of this attempt",

@@ -78,7 +78,7 @@ def evaluate_model(source: Path, at: int | None, config: Config, console: Consol
     prompts = Tasks(config, tokenizer, console).eval_prompts()
     if not prompts:
         raise UsageError(f"{source} has no evaluation tasks of its own", hint="name some with --data FILE")
-    engine = build_engine(config, models)
+    engine = build_engine(config, models, device)
     engine.load_weights(model.state_dict().items(), 0)
     data = config.data
     verifier = VerifierPool(data.verifier, data.verifier_workers, data.verifier_time_limit_s)

@@ -12,7 +12,7 @@ from time import perf_counter
 from yaoki.config.schema import Config
 from yaoki.errors import DivergenceError, StopRequested
 from yaoki.journal.metrics import Row
-from yaoki.learner.learner import UpdateStats
+from yaoki.learner.stats import UpdateStats
 from yaoki.ppo.batch import Experience
 from yaoki.ppo.losses import masked_mean
 from yaoki.rollout.collect import AnswerVerifier, NoLog, collect
@@ -27,6 +27,7 @@ from yaoki.run.peers import RolloutPeers
 from yaoki.run.state import RunState
 from yaoki.run.step_journal import StepJournal
 from yaoki.run.stop import StopSignal
+from yaoki.run.weight_sync import WeightSync
 from yaoki.run.witnesses import Witnesses
 from yaoki.seeding import Purpose
 from yaoki.types import Prompt, Rollout
@@ -48,6 +49,7 @@ class Trainer:
     journal: StepJournal
     witnesses: Witnesses
     peers: RolloutPeers
+    weight_sync: WeightSync
     space_shortage: Callable[[], str | None]
     """In words, that the disk is nearly full."""
     environment_digest: str
@@ -61,6 +63,7 @@ class Trainer:
         """
         progress = self.state.progress
         try:
+            self.state.learner.rest()
             self._boundary()
             while progress.global_step < self.config.train.steps:
                 self._step()
@@ -83,6 +86,8 @@ class Trainer:
             rollouts = self._collect(self.state.loader.next_batch())
         with watch("journal"):
             self.journal.sync()
+        self.engine.sleep()  # its memory is needed for training
+        learner.rise()
         with watch("score"):
             experience = learner.score(rollouts, self.stop.poll_together)
             experience = learner.with_advantages(experience, kl.coef)
@@ -96,10 +101,12 @@ class Trainer:
             kl.update(kl_to_ref, len(rollouts))
         self._advance(rollouts, stats, epoch)
         with watch("sync"):
-            self.engine.load_weights(learner.weights(), progress.policy_version)
+            self.engine.wake()
+            self.weight_sync.push(progress.policy_version)
         with watch("fingerprint"):
             row["history"] = progress.history
             row["fingerprint"] = {"rollouts": rollout_digest(rollouts), **self.state.fingerprint()}
+        learner.rest()
         self._check_divergence(row)
         self._record(row, watch, perf_counter() - start)
         self.console.samples(progress.global_step, rollouts)

@@ -1,0 +1,31 @@
+"""The engine gets the learner's weights, and is believed only when it computes with them.
+
+Knows nothing of how an engine takes weights.
+"""
+
+from dataclasses import dataclass
+
+from yaoki.learner.learner import Learner
+from yaoki.rollout.engine import RolloutEngine
+from yaoki.rollout.probe import check_weights, model_logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSync:
+    """Pushes weights and checks each push with a text that engine and learner must read alike."""
+
+    engine: RolloutEngine
+    learner: Learner
+    probe: tuple[int, ...]
+    """Token ids of the text."""
+    tolerance: float
+    """How far log-probabilities of the two may be apart, in nats."""
+
+    def push(self, policy_version: int) -> None:
+        """The engine generates with the learner's weights from here on; all ranks push together.
+
+        WeightSyncError if it does not.
+        """
+        self.engine.load_weights(self.learner.weights(), policy_version)
+        expected = model_logprobs(self.learner.policy.model, self.probe)
+        check_weights(self.engine, policy_version, self.probe, expected, self.tolerance)

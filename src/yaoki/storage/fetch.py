@@ -1,0 +1,203 @@
+"""A run back from its URL, onto a machine that does not have it.
+
+All of it is put together in a folder of its own, each byte checked, and then moved into place, run.json
+first; a crash before that leaves something to go on with, a crash after it something to finish. Knows
+nothing of what the files mean, but that a checkpoint wants the metrics it was made with.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import xxhash
+
+from yaoki import fs
+from yaoki.checkpoint.layout import MANIFEST
+from yaoki.checkpoint.manifest import FileEntry, parse_manifest
+from yaoki.errors import CorruptCheckpointError
+from yaoki.journal.layout import parse_part
+from yaoki.storage import names, record
+from yaoki.storage.remote import CHUNK_BYTES, Remote
+
+_PARTIAL = Path("logs") / "fetching"
+"""In logs/, which is never copied, and which may be there before there is a run."""
+_WHOLE = Path("logs") / "fetched"
+"""The same when all is there; without run.json in it, the moving has begun."""
+
+Warn = Callable[[str], None]
+
+
+def fetch(url: str, directory: Path, warn: Warn) -> bool:
+    """Put the run at `url` into `directory`, unless there is a run already; says whether it did.
+
+    It comes with its newest checkpoint that is whole and the journal after it. Whoever calls this holds the
+    lock of the directory. `warn` hears of what is damaged and was passed over.
+
+    Raises CorruptCheckpointError if there are checkpoints but none is whole, YaokiError if the URL fails.
+    """
+    whole, partial = directory / _WHOLE, directory / _PARTIAL
+    trash = whole.with_name(whole.name + fs.TRASH_SUFFIX)
+    if trash.is_dir():
+        fs.remove_tree(trash)
+    is_moving = whole.is_dir() and not (whole / names.RUN).exists()
+    if (directory / names.RUN).is_file():
+        if is_moving:
+            _move_in(whole, directory)
+        return is_moving
+    remote = Remote(url)
+    try:
+        there = remote.list()
+        if names.RUN not in there:
+            return False
+        if whole.is_dir():
+            fs.replace_durably(whole, partial)
+        _Fetch(remote, there, partial, warn).all()
+    finally:
+        remote.close()
+    fs.replace_durably(partial, whole)
+    _move_in(whole, directory)
+    return True
+
+
+def fetch_config(url: str) -> bytes | None:
+    """The config of the run at `url`; None if there is no run."""
+    remote = Remote(url)
+    try:
+        return remote.read(names.CONFIG) if remote.read(names.RUN) is not None else None
+    finally:
+        remote.close()
+
+
+class _Fetch:
+    """One run on its way into the folder where it is put together."""
+
+    def __init__(self, remote: Remote, there: dict[str, int], target: Path, warn: Warn) -> None:
+        self._remote = remote
+        self._there = there
+        self._target = target
+        self._warn = warn
+
+    def all(self) -> None:
+        """Everything; files of a checkpoint that an earlier fetch has left are used if they are right."""
+        fs.make_directory(self._target)
+        for path in sorted(self._target.iterdir()):
+            if path.name != names.CHECKPOINTS:
+                fs.remove_tree(path)
+        step, refused = self._newest_checkpoint()
+        for old in sorted((self._target / names.CHECKPOINTS).glob("*")):
+            if step is None or old.name != PurePosixPath(names.checkpoint_folder(step)).name:
+                fs.remove_tree(old)
+        self._small_files(step)
+        for part_step, files in names.part_files(self._there).items():
+            if step is None or part_step > step:
+                self._parts(files)
+        folders = map(names.checkpoint_folder, refused)
+        fs.publish(self._target / record.FILE, record.encode(self._remote.url, folders))
+        for folder in [self._target, *self._target.rglob("*")]:
+            if folder.is_dir():
+                fs.fsync_directory(folder)
+
+    def _newest_checkpoint(self) -> tuple[int | None, list[int]]:
+        """The newest that is whole, now in place, and the damaged ones after it."""
+        refusals: dict[int, str] = {}
+        for step in reversed(names.complete_steps(self._there)):
+            try:
+                self._checkpoint(step)
+            except CorruptCheckpointError as error:
+                refusals[step] = error.message
+                self._warn(f"not fetched: {error.message}")
+            else:
+                return step, list(refusals)
+        if refusals or names.SAVED in self._there:
+            reasons = "".join(f"\n  {reason}" for reason in refusals.values())
+            raise CorruptCheckpointError(
+                f"{self._remote.url} holds a run with checkpoints, but none that can be used:{reasons}",
+                hint="put one of them back from a copy, or start a new run with a URL of its own",
+            )
+        return None, []
+
+    def _checkpoint(self, step: int) -> None:
+        url = f"{self._remote.url}/{names.manifest_name(step)}"
+        data = self._remote.read(names.manifest_name(step))
+        manifest = parse_manifest(data or b"", url)
+        if manifest.step != step:
+            raise CorruptCheckpointError(f"{url}: it is of step {manifest.step}")
+        folder = names.checkpoint_folder(step)
+        for file in manifest.files:
+            self._checked(f"{folder}/{file.name}", file)
+        target = self._target / folder / MANIFEST
+        fs.make_directory(target.parent)
+        fs.publish(target, data or b"")
+
+    def _parts(self, files: list[str]) -> None:
+        for name in files:
+            part = parse_part(PurePosixPath(name).name)
+            assert part is not None
+            try:
+                self._checked(name, FileEntry(name, self._there[name], part.digest))
+            except CorruptCheckpointError as error:
+                self._warn(f"not fetched, its rollouts are sampled again: {error.message}")
+
+    def _checked(self, name: str, expected: FileEntry) -> None:
+        """Fetch one file. CorruptCheckpointError unless it is there, in this size, with this digest."""
+        target = self._target / name
+        if target.is_file() and _digest(target) == expected.xxh3_128:
+            return
+        url = f"{self._remote.url}/{name}"
+        if self._there.get(name) != expected.size_bytes:
+            found = self._there.get(name, "no")
+            raise CorruptCheckpointError(f"{url}: it has {found} bytes, not {expected.size_bytes}")
+        fs.make_directory(target.parent)
+        fs.remove_file(target)
+        digest = xxhash.xxh3_128()
+        with fs.create_durably(target) as file:
+            for chunk in self._remote.chunks(name, expected.size_bytes):
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != expected.xxh3_128:
+            fs.remove_file(target)
+            raise CorruptCheckpointError(
+                f"{url}: its xxh3-128 digest is {digest.hexdigest()}, not {expected.xxh3_128}"
+            )
+
+    def _small_files(self, step: int | None) -> None:
+        for name in self._small_names():
+            data = self._remote.read(name)
+            if data is not None:
+                self._write(name, data)
+        metrics = self._remote.read(names.METRICS) or b""
+        if step is not None:
+            kept = self._remote.read(f"{names.checkpoint_folder(step)}/{names.METRICS}") or b""
+            metrics = metrics if metrics.startswith(kept) else kept
+        self._write(names.METRICS, metrics)
+
+    def _small_names(self) -> Iterator[str]:
+        """run.json last."""
+        files = {*names.BASE_FILES, *names.LATER_FILES} - {names.RUN}
+        folders = (names.BASE_FOLDER, names.LATER_FOLDER)
+        for name in self._there:
+            if name in files or any(names.in_folder(name, folder) for folder in folders):
+                yield name
+        yield names.RUN
+
+    def _write(self, name: str, data: bytes) -> None:
+        fs.make_directory((self._target / name).parent)
+        fs.publish(self._target / name, data)
+
+
+def _move_in(whole: Path, directory: Path) -> None:
+    """run.json first: from then on there is a run, and the next fetch finishes what is left of this."""
+    for source in sorted(whole.iterdir(), key=lambda path: (path.name != names.RUN, path.name)):
+        target = directory / source.name
+        for path in (target, target.with_name(target.name + fs.TRASH_SUFFIX)):
+            if path.is_dir():
+                fs.remove_tree(path)  # the beginning of a run that never was
+        fs.replace_durably(source, target)
+    fs.remove_tree(whole)
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,128 @@
+"""Launchers as a user meets them: commands, real processes, small runs."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import on_ranks
+from tests.resume.harness import BASE, assert_same_run, make_config
+from tests.resume.test_workers import worker
+from yaoki.run.directory import RunDirectory
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 4
+OVERRIDES = [*BASE, f"train.steps={STEPS}"]
+PATIENCE_S = 400.0
+"""A busy machine is slow; what hangs must end all the same."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended and what it said."""
+
+    code: int
+    said: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of models, and the hooks and the tests' verifier in every process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YAOKI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY / "tests/launch/hooks"), str(REPOSITORY)]))
+        patch.setenv("YAOKI_TEST_PLANS", str(tmp_path_factory.mktemp("plans")))
+        yield
+
+
+@pytest.fixture
+def plans() -> Iterator[Path]:
+    """Where to write what a worker shall do; see the hooks."""
+    path = Path(os.environ["YAOKI_TEST_PLANS"])
+    yield path
+    for plan in path.iterdir():
+        plan.unlink()
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Path:
+    """What two workers come to that no launcher has started."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    config = make_config(f"train.steps={STEPS}")
+    assert on_ranks(2, folder, worker(folder / "run", config)) == ["finished"] * 2
+    return folder / "run"
+
+
+class Command:
+    """A command at work; its output is in a file."""
+
+    def __init__(self, words: list[str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *words], cwd=REPOSITORY, stdout=file, stderr=file
+            )
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self.process.poll() is None, self._log.read_text()
+            assert time.monotonic() < end, self._log.read_text()
+            time.sleep(0.02)
+
+    def done(self) -> Done:
+        code = self.process.wait(PATIENCE_S)
+        return Done(code, self._log.read_text())
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Begin `python -m WORDS`; whatever is left of it at the end of the test is killed."""
+    commands: list[Command] = []
+
+    def begin(*words: str) -> Command:
+        commands.append(Command(list(words), tmp_path / f"command-{len(commands)}.log"))
+        return commands[-1]
+
+    yield begin
+    for command in commands:
+        command.process.kill()
+        command.process.wait()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """All is said in overrides."""
+    path = tmp_path / "recipe.toml"
+    path.write_text("")
+    return path
+
+
+def outcomes(path: Path) -> list[str]:
+    """How the attempts of a run ended."""
+    return [attempt["outcome"] for attempt in RunDirectory(path).attempts()]
+
+
+def processes_of(path: Path) -> list[int]:
+    """Processes that have this run on their command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(path).encode() in words:
+            found.append(int(process.name))
+    return found
+
+
+def assert_as_unbroken(path: Path, unbroken: Path) -> None:
+    assert_same_run(path, unbroken, STEPS)

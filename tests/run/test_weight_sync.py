@@ -1,0 +1,40 @@
+"""A push is believed when engine and learner read a text alike."""
+
+import pytest
+import torch
+
+from tests.learner.parts import causal_lm, config, learner
+from yaoki.errors import WeightSyncError
+from yaoki.models.base import tiny_tokenizer
+from yaoki.rollout.engine import Sampling
+from yaoki.rollout.probe import tolerance
+from yaoki.rollout.transformers_engine import TransformersEngine
+from yaoki.run.weight_sync import WeightSync
+
+PROBE = tuple(range(3, 30))
+
+
+class ForgetfulEngine(TransformersEngine):
+    """Says that it has taken the weights."""
+
+    def load_weights(self, weights: object, policy_version: int) -> None:
+        self.policy_version = policy_version
+
+
+@pytest.mark.parametrize("is_forgetful", [False, True])
+def test_a_push(is_forgetful: bool) -> None:
+    made = learner(config())
+    kind = ForgetfulEngine if is_forgetful else TransformersEngine
+    engine = kind(causal_lm(9), tiny_tokenizer(), Sampling(1.0, 1.0, 4, ()))
+    sync = WeightSync(engine, made, PROBE, tolerance("float32"))
+    if is_forgetful:
+        with pytest.raises(WeightSyncError, match="after the push of policy version 3"):
+            sync.push(3)
+        return
+    sync.push(3)
+    assert engine.policy_version == 3
+    made.policy.weights()["model.norm.weight"].mul_(1.5)
+    sync.push(4)
+    with torch.no_grad():
+        made.policy.weights()["model.norm.weight"].mul_(1.5)
+    assert engine.logprobs(PROBE) != []

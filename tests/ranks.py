@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from yaoki.launch.environment import STORE_FILE
+from yaoki.learner.environment import STORE_FILE
 from yaoki.learner.world import World, joined
 
 _CONTEXT = multiprocessing.get_context("fork")

@@ -20,7 +20,7 @@ ROOMS = {
     "journal": {"errors", "fs", "types"},
     "storage": {"errors", "fs", "checkpoint", "journal"},
     "rollout": {"models", "errors", "seeding", "types"},
-    "learner": {"models", "ppo", "config", "launch", "errors", "seeding", "types"},
+    "learner": {"models", "ppo", "config", "errors", "seeding", "types"},
     "run": {
         "learner",
         "rollout",
@@ -39,7 +39,7 @@ ROOMS = {
     "cli_options": {"errors"},
     "cli_tables": set(),
     "cli_text": {"cli_tables", "run"},
-    "launch": {"errors"},
+    "launch": {"learner", "errors"},
     "cli_plan": {"cli_options", "cli_tables", "config", "run"},
     "cli_checkpoints": {"cli_options", "cli_tables", "run", "journal", "errors"},
     "cli_operations": {"cli_options", "cli_text", "run", "journal"},

@@ -56,6 +56,11 @@ def test_several_ranks_learn_what_one_learns(kind: str, sizes: tuple[int, ...], 
             assert largest_difference(found, expected) < 2e-5
 
 
+def test_activations_computed_again_give_the_same_bits() -> None:
+    kept, again = (train(alone(), SMALL, f"train.activation_checkpointing={on}") for on in ("false", "true"))
+    assert largest_difference(kept, again) == 0.0
+
+
 def test_the_same_world_gives_the_same_bits(tmp_path: Path) -> None:
     runs = [on_ranks(2, tmp_path, lambda world: train(world, SMALL)) for _ in range(2)]
     for found in (runs[0][1], *runs[1]):

@@ -1,7 +1,7 @@
 """Padding, picking rows, and cutting a batch into mini-batches and micro-batches."""
 
 from dataclasses import FrozenInstanceError, fields, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yaoki.errors import YaokiError
-from yaoki.ppo.batch import Experience, micro_batches, mini_batches, pad_rollouts
+from yaoki.ppo.batch import Experience, deal, micro_batches, mini_batches, pad_rollouts
 
 from .ragged import checked, seeds
 
@@ -87,6 +87,32 @@ def test_rows_are_copies_and_columns_cannot_be_replaced_in_place() -> None:
             assert before.data_ptr() != after.data_ptr()
     with pytest.raises(FrozenInstanceError):
         experience.values = experience.rollout_logprobs  # type: ignore[misc]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 40)), max_size=20), st.integers(1, 4))
+def test_whole_groups_are_dealt_out_evenly(rows: list[tuple[int, int]], num_ranks: int) -> None:
+    groups, num_tokens = [group for group, _ in rows], [tokens for _, tokens in rows]
+    shares = deal(groups, num_tokens, num_ranks)
+    assert len(shares) == num_ranks
+    assert sorted(row for share in shares for row in share) == list(range(len(rows)))
+    assert all(share == sorted(share) for share in shares)
+    owners = {(groups[row], rank) for rank, share in enumerate(shares) for row in share}
+    assert len(owners) == len(set(groups)), "a group is on one rank"
+    sizes = [sum(tokens for g, tokens in rows if g == group) for group in sorted(set(groups))]
+    best = min(
+        max(
+            sum(size for size, at in zip(sizes, ranks, strict=True) if at == rank)
+            for rank in range(num_ranks)
+        )
+        for ranks in product(range(num_ranks), repeat=len(sizes))
+    )
+    assert max(sum(num_tokens[row] for row in share) for share in shares) <= best * 4 / 3
+
+
+def test_one_rank_gets_everything_in_its_order() -> None:
+    assert deal([2, 0, 2, 1], [5, 9, 1, 1], 1) == [[0, 1, 2, 3]]
+    assert deal([2, 0, 2, 1], [5, 9, 1, 1], 3) == [[1], [0, 2], [3]]
+    assert deal([0], [5], 3) == [[0], [], []]
 
 
 def test_micro_batches_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""How far engine and learner are apart, and truncated importance weights."""
+"""Truncated importance weights."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yaoki.ppo.correction import importance_weights, logprob_gap
+from yaoki.ppo.correction import importance_weights
 from yaoki.ppo.losses import policy_loss
 
 LOGPROBS = st.floats(-30.0, 0.0, width=32)
@@ -18,22 +18,6 @@ CAPS = st.floats(0.1, 10.0)
 def columns(pairs: list[tuple[float, float, bool]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     old, rollout, mask = zip(*pairs, strict=True)
     return torch.tensor([old]), torch.tensor([rollout]), torch.tensor([mask])
-
-
-@given(PAIRS)
-def test_the_gap_is_that_of_plain_python(pairs: list[tuple[float, float, bool]]) -> None:
-    gap = logprob_gap(*columns(pairs))
-    gaps = [abs(old - rollout) for old, rollout, masked in pairs if masked]
-    assert gap.total.item() == pytest.approx(sum(gaps), abs=1e-9)
-    assert gap.largest.item() == max(gaps, default=0.0)
-
-
-@given(PAIRS, st.integers(0, 20))
-def test_the_gaps_of_shares_add_up(pairs: list[tuple[float, float, bool]], cut: int) -> None:
-    whole = logprob_gap(*columns(pairs))
-    shares = [logprob_gap(*columns(share)) for share in (pairs[:cut], pairs[cut:]) if share]
-    assert sum(share.total.item() for share in shares) == pytest.approx(whole.total.item(), abs=1e-9)
-    assert max(share.largest.item() for share in shares) == whole.largest.item()
 
 
 @given(PAIRS, CAPS)
@@ -94,7 +78,3 @@ def test_padding_and_extremes_reach_nothing() -> None:
     weights = importance_weights(old, rollout, mask, 2.0)
     assert weights.tolist() == [[0.0, 2.0, 1.0, 0.0]]
     assert not weights.requires_grad
-    gap = logprob_gap(old, rollout, mask)
-    assert gap.largest.item() == pytest.approx(1e30)
-    empty = logprob_gap(old, rollout, torch.zeros_like(mask))
-    assert (empty.total.item(), empty.largest.item()) == (0.0, 0.0)

@@ -23,15 +23,12 @@ from yaoki.rollout.engine import Request, Sampling
 from yaoki.rollout.sampling import sample_tokens
 from yaoki.rollout.stopping import StopCondition
 from yaoki.rollout.transformers_engine import TransformersEngine
-from yaoki.seeding import Purpose, seed, uniforms
+from yaoki.seeding import uniforms
 from yaoki.types import Completion, FinishReason
 
+from .asked import no_poll, requests
+
 STOP_OFTEN = tuple("aeiou0123")
-PROMPTS = ["1+1=", "12+34-5=<think>", "x", "9" * 20]
-
-
-def no_poll() -> None:
-    pass
 
 
 @pytest.fixture
@@ -52,16 +49,6 @@ def build(
     made = TransformersEngine(tiny_random(99), tokenizer, Sampling(temperature, top_p, max_new_tokens, stop))
     made.load_weights(learner_model.state_dict().items(), 0)
     return made
-
-
-def requests(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[str] = PROMPTS, samples: int = 4, run_seed: int = 0
-) -> list[Request]:
-    return [
-        Request(tuple(tokenizer(text)["input_ids"]), seed(run_seed, Purpose.ROLLOUT, 0, index, sample))
-        for index, text in enumerate(prompts)
-        for sample in range(samples)
-    ]
 
 
 @contextmanager

@@ -4,13 +4,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from yaoki.models.base import tiny_config, tiny_tokenizer
-from yaoki.rollout.engine import Request, Sampling
+from yaoki.rollout.engine import Sampling
 from yaoki.rollout.transformers_engine import TransformersEngine
 from yaoki.rollout.vllm_engine import VllmEngine
 from yaoki.rollout.vllm_model import VllmOptions
-from yaoki.seeding import Purpose, seed
 
-PROMPTS = ["1+1=", "12+34-5=<think>", "x", "9" * 20]
 STOP_OFTEN = tuple("aeiou0123")
 
 
@@ -44,17 +42,3 @@ def transformers_engine(
     engine = TransformersEngine(wide_headed(99), tokenizer, sampling)
     engine.load_weights(model.state_dict().items(), 0)
     return engine
-
-
-def requests(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[str] = PROMPTS, samples: int = 4, run_seed: int = 0
-) -> list[Request]:
-    return [
-        Request(tuple(tokenizer(text)["input_ids"]), seed(run_seed, Purpose.ROLLOUT, 0, index, sample))
-        for index, text in enumerate(prompts)
-        for sample in range(samples)
-    ]
-
-
-def no_poll() -> None:
-    pass

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tests.rollout.asked import PROMPTS, no_poll, requests
 from yaoki.errors import StopRequested, YaokiError
 from yaoki.models.policy import token_logprobs
 from yaoki.rollout.engine import Request, Sampling
@@ -14,7 +15,7 @@ from yaoki.rollout.stopping import StopCondition
 from yaoki.rollout.vllm_engine import VllmEngine
 from yaoki.types import Completion, FinishReason
 
-from .models import PROMPTS, STOP_OFTEN, no_poll, requests, transformers_engine, vllm_engine
+from .models import STOP_OFTEN, transformers_engine, vllm_engine
 
 pytestmark = pytest.mark.vllm
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tests.rollout.asked import no_poll, requests
 from yaoki.errors import UsageError, WeightSyncError, YaokiError
 from yaoki.models.base import tiny_random
 from yaoki.rollout.engine import Sampling
@@ -16,7 +17,7 @@ from yaoki.rollout.probe import check_weights, model_logprobs, probe_ids, tolera
 from yaoki.rollout.vllm_engine import VllmEngine
 from yaoki.rollout.vllm_model import VllmOptions
 
-from .models import no_poll, requests, vllm_engine
+from .models import vllm_engine
 
 pytestmark = pytest.mark.vllm
 

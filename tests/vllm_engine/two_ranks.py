@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from tests.ranks import on_ranks
+from tests.rollout.asked import no_poll, requests
 from yaoki.learner.world import World
 from yaoki.models.base import tiny_tokenizer
 from yaoki.rollout.engine import Sampling
 from yaoki.rollout.probe import check_weights, model_logprobs, probe_ids, tolerance
 
-from .models import no_poll, requests, vllm_engine, wide_headed
+from .models import vllm_engine, wide_headed
 
 
 def generate(world: World) -> list[Any]:

@@ -29,17 +29,13 @@ class Box:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the box itself."""
         return (self.num_rows, *self.global_shape[1:]) if self.global_shape else ()
 
     @property
     def row_elements(self) -> int:
         """Elements of one row."""
         return math.prod(self.global_shape[1:])
-
-
-def whole_box(shape: tuple[int, ...]) -> Box:
-    """All rows of a tensor."""
-    return Box(shape, 0, shape[0] if shape else 1)
 
 
 def is_spread(tensor: torch.Tensor) -> bool:
@@ -61,7 +57,7 @@ def box_of(tensor: torch.Tensor) -> Box:
     """
     shape = tuple(tensor.shape)
     if not is_spread(tensor):
-        return whole_box(shape)
+        return Box(shape, 0, shape[0] if shape else 1)
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 

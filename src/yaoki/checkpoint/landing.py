@@ -3,7 +3,6 @@
 It knows which rows of each tensor this rank holds, and nothing of files.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -72,7 +71,7 @@ class Landing:
         if file.is_per_rank and file.rank != self._rank:
             return Piece(stored.tensor.num_bytes, 0, 0, stored.begin, None, 0)
         target = self._target(part, stored.tensor)
-        box, row_bytes = target.box, _row_bytes(stored.tensor, self._shapes[part, stored.tensor.name])
+        box, row_bytes = target.box, target.box.row_elements * stored.tensor.dtype.itemsize
         num_rows = stored.tensor.shape[0] if stored.tensor.shape else 1
         first = max(box.first_row, stored.first_row)
         end = min(box.first_row + box.num_rows, stored.first_row + num_rows)
@@ -96,7 +95,3 @@ class Landing:
                 live = torch.empty(self._shapes[key], dtype=stored.dtype)
             self._targets[key] = Target(live)
         return self._targets[key]
-
-
-def _row_bytes(stored: StoredTensor, global_shape: tuple[int, ...]) -> int:
-    return math.prod(global_shape[1:]) * stored.dtype.itemsize

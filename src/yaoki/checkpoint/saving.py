@@ -83,7 +83,7 @@ class Saving:
         of_ranks = shared(self.ranks, of_rank)
         together(self.ranks, partial(self._require_space, sum(needed_bytes)))
         receipts = together(self.ranks, partial(self._write, files, of_ranks, source, blocks, poll))
-        if self.ranks.size == 1:
+        if self.ranks.size == 1:  # thousands of tensors need not be encoded for nobody
             return receipts
         told = [parse(message) for message in self.ranks.gather(encode(asdict(_Receipts(receipts))))]
         return tuple(receipt for one in told for receipt in decode(_Receipts, one, "receipts").receipts)
@@ -93,10 +93,8 @@ class Saving:
     ) -> tuple[Manifest, bytes]:
         """The manifest, durable; then `give_name` is called, on the first rank only."""
         made = together(self.ranks, partial(self._finish, receipts, step, info, give_name))
-        if self.ranks.size == 1 and made is not None:
-            return made
         (data, *_) = self.ranks.gather(b"" if made is None else made[1])
-        return parse_manifest(data, str(self.path)), data
+        return made or (parse_manifest(data, str(self.path)), data)
 
     def _prepare(self, make_room: Callable[[], None]) -> tuple[list[PartFile], dict[str, JSON]]:
         with self._explained():

@@ -76,8 +76,8 @@ class TrainConfig(Section):
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus in the policy's loss."""
     offload: bool = Field(False, json_schema_extra=FREE)
-    """Keep weights and moments in host memory while completions are sampled, for a device that is too small
-    for both. Costs two copies a step; the same bits."""
+    """Keep weights and moments, and the reference, in host memory while completions are sampled, for a device
+    that is too small for both. Costs two copies a step; the same bits."""
     importance_cap: float = Field(0.0, ge=0)
     """Weigh each token's advantage by the learner's probability of it over the engine's, at most this; for
     engines that compute otherwise than the learner. 0 means no weights; 2 is usual."""

@@ -1,11 +1,4 @@
-"""Names of the environment variables by which a launcher tells a worker where it stands.
-
-RANK, WORLD_SIZE and LOCAL_RANK are torchrun's; these are beside them.
-"""
-
-STORE_FILE = "YAOKI_STORE_FILE"
-"""A new file at which ranks on one machine meet, with no port open. Without it they meet as torchrun says
-(MASTER_ADDR, MASTER_PORT)."""
+"""Names of the environment variables by which a launcher tells a worker who looks after it."""
 
 LAUNCHER_PID = "YAOKI_LAUNCHER_PID"
 """The process that has started this worker and shows the first error; the worker ends when it is gone."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from yaoki.errors import PeerLostError, StopRequested
-from yaoki.launch.environment import STORE_FILE
 from yaoki.launch.process import Process, describe_failure, exit_code, last_words, log_path, start
+from yaoki.learner.environment import STORE_FILE
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _LEAVE_S = 10.0

@@ -101,8 +101,8 @@ class TrainedNetwork:
         """Moments as AdamW makes them in its first step, for saved ones to be read into."""
         for parameter in self._names:
             self._optimizer.state[parameter] = {
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
                 "step": torch.tensor(0.0),
             }
 

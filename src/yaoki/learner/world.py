@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import FileStore, HashStore, Store
 from torch.distributed.distributed_c10d import _get_default_store
 
 from yaoki.errors import PeerLostError, UsageError
-from yaoki.launch.environment import STORE_FILE
+from yaoki.learner.environment import STORE_FILE
 
 _STOP = "yaoki/stop"
 
@@ -130,20 +130,17 @@ def joined(
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)
     timeout = timedelta(seconds=timeout_s)
-    is_ours = not dist.is_initialized()  # some launchers make the group for training themselves
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     with peers_expected():
-        if is_ours:
-            backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-            store = _own_store(environment, size)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        store = _own_store(environment, size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         loop, writer = (
             Channel(rank, size, dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2)
         )
     try:
         yield World(rank, size, local_rank, loop, writer, _get_default_store())
     finally:
-        if is_ours:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -1,31 +1,11 @@
-"""Engine and learner compute the same policy with other kernels: how far they are apart, and what to do then.
+"""Engine and learner compute the same policy with other kernels: what to do about it.
 
-Tokens are sampled from the engine's policy and trained on as if they were samples of the learner's. Pure
-functions of the log-probabilities of both; this module knows nothing of engines or models.
+Tokens are sampled from the engine's policy and trained on as if they were samples of the learner's. A pure
+function of the log-probabilities of both; this module knows nothing of engines or models.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-
-class LogprobGap(NamedTuple):
-    """|old_logprobs - rollout_logprobs| over response tokens; float64, of all rows or a rank's share."""
-
-    total: Tensor
-    """Sum over the tokens; the sums of shares add up."""
-    largest: Tensor
-    """0 without tokens; of the shares, the largest counts."""
-
-
-def logprob_gap(old_logprobs: Tensor, rollout_logprobs: Tensor, loss_mask: Tensor) -> LogprobGap:
-    """How far learner (before the update) and engine are apart, in nats; all tensors `[N, S]`.
-
-    Rounding only, if the engine holds the learner's weights. NaN if a log-probability is.
-    """
-    gaps = (old_logprobs[loss_mask].double() - rollout_logprobs[loss_mask].double()).abs()
-    return LogprobGap(gaps.sum(), gaps.max() if len(gaps) else gaps.sum())
 
 
 @torch.no_grad()

@@ -151,6 +151,7 @@ class Attempt:
             peers=RolloutPeers(self.world),
             weight_sync=weight_sync,
             space_shortage=self._space_shortage,
+            check_storage=self.check_storage,
             environment_digest=facts,
         )
 
@@ -202,7 +203,6 @@ class Attempt:
         return Witnesses(row for file in files for row in read_metrics(file))
 
     def _space_shortage(self) -> str | None:
-        self.check_storage()
         return space_shortage(self.directory.path, self.config.run.min_free_gb)
 
     def _metrics(self) -> MetricsLog:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from yaoki.config.schema import Config
+from yaoki.errors import UsageError
 from yaoki.run.architecture import Architecture, Shapes, architecture_of
 
 _WEIGHT_BYTES = 4
@@ -105,8 +106,14 @@ def plan_run(config: Config, *, num_workers: int, disk_gb_per_s: float) -> Plan:
         disk_gb_per_s: what the disk of the checkpoints writes, in 10^9 bytes a second.
 
     Raises:
-        NothingThereError, UsageError: see `architecture_of`.
+        NothingThereError, UsageError: see `architecture_of`; or the engine is one that this does not know.
     """
+    if config.engine.type != "transformers":
+        raise UsageError(
+            f"what the engine {config.engine.type} takes is not known here",
+            hint="leave engine.type out for the learner's share; vLLM takes engine.gpu_memory_utilization "
+            "of each device, and gives it back while training",
+        )
     policy = architecture_of(config.policy.init_from)
     critic, critic_source = None, config.critic.init_from or config.policy.init_from
     if config.train.algorithm == "ppo":

@@ -101,8 +101,6 @@ class _Session:
     def choose(self, *, read_all: bool = True, refused: Sequence[Refusal] = ()) -> Choice:
         """The checkpoint that the first rank chooses, for all."""
         choice = together(self.world.loop, partial(self._choose, read_all, refused))
-        if self.world.size == 1 and choice is not None:
-            return choice
         chosen = choice.checkpoint.path.name if choice and choice.checkpoint else None
         name = shared(self.world.loop, chosen)[0]
         if choice is not None:

@@ -263,6 +263,7 @@ DERIVED = {
     "peers": "the ranks of this attempt",
     "weight_sync": "engine and learner, and a text that is a constant",
     "space_shortage": "asks the disk",
+    "check_storage": "asks the thread that copies",
     "state.world": "the ranks of this attempt",
     "state.learner._world": "the ranks of this attempt",
     "state.metrics._superseded_path": "names the attempt",

@@ -52,6 +52,8 @@ class Trainer:
     weight_sync: WeightSync
     space_shortage: Callable[[], str | None]
     """In words, that the disk is nearly full."""
+    check_storage: Callable[[], None]
+    """Raises what has gone wrong with the copy at run.storage."""
     environment_digest: str
     """What this attempt's bits depend on besides the state."""
 
@@ -116,6 +118,7 @@ class Trainer:
         step = self.state.progress.global_step
         is_last = step >= self.config.train.steps
         self.checkpointer.save_if_due(self.state.capture(), step, is_last=is_last)
+        self.check_storage()
         if shortage := self.space_shortage():
             self.stop.ask(shortage)
         self.stop.poll_together()

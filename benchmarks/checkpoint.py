@@ -10,12 +10,14 @@ many bytes are written or read raw, and ratios are to the mean of the two. Figur
 - durable: from the call until it survives a power cut. Fsyncs that an engine lacks are added.
 - generation: its speed while anything is still done for the save, as a share of its speed alone just before.
   For Yaoki that includes reading all of it back from the disk.
-- lost: stall + (1 - generation) x how long that lasted.
+- lost: stall + (1 - generation) x how long that lasted. Beside it, as a limit: what generation loses while
+  another process writes as many bytes raw and reads them back, and does nothing else.
 - memory: the most that was taken above what there was, in all rounds including a first one for warming up.
 - flip: whether one flipped bit in the middle of the largest file is noticed when it is loaded.
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -32,7 +34,17 @@ from rich.console import Console
 from rich.table import Table
 
 from checkpoint_engines import Engine, engines, start_process_group
-from checkpoint_machine import Generation, Limits, PeakMemory, State, make_state, num_bytes, num_tensors
+from checkpoint_machine import (
+    Disk,
+    Generation,
+    Memory,
+    PeakMemory,
+    RawTraffic,
+    State,
+    make_state,
+    num_bytes,
+    num_tensors,
+)
 
 FIGURES = ("stall_s", "durable_s", "generation", "lost_s", "load_s", "durable_to_write", "load_to_read")
 ALONE_S = 0.7
@@ -55,7 +67,9 @@ class Contest:
         self.state = make_state(size_gb)
         self.engines = engines(directory)
         self._generation = Generation(self.state)
-        self._limits = Limits(num_bytes(self.state), directory)
+        self._memory = Memory(num_bytes(self.state))
+        self._disk = Disk(num_bytes(self.state), directory)
+        self._traffic = RawTraffic(num_bytes(self.state), directory / "traffic")
         self._directory = directory
         self.results = Results()
 
@@ -82,15 +96,16 @@ class Contest:
 
     def round(self, randomness: random.Random) -> None:
         """Every engine and the limits, once each."""
-        self._note_limit("memcpy", self._limits.memcpy)
-        self._note_limit("digest", self._limits.digest)
+        self._note_limit("memcpy", self._memory.copy)
+        self._note_limit("digest", self._memory.digest)
+        self._note_limit("lost to raw traffic", self._lost_to_traffic)
         for engine in randomness.sample(self.engines, len(self.engines)):
-            before = self._note_limit("write", self._limits.write)
+            before = self._note_limit("write", self._disk.write)
             figures = self._save(engine)
-            write_s = (before + self._note_limit("write", self._limits.write)) / 2
-            before = self._note_limit("read", self._limits.read)
+            write_s = (before + self._note_limit("write", self._disk.write)) / 2
+            before = self._note_limit("read", self._disk.read)
             load_s = self._load(engine)
-            read_s = (before + self._note_limit("read", self._limits.read)) / 2
+            read_s = (before + self._note_limit("read", self._disk.read)) / 2
             self._clean(engine)
             figures |= {
                 "load_s": load_s,
@@ -125,6 +140,14 @@ class Contest:
             "generation": share,
             "lost_s": stall_s + busy_s * (1 - share),
         }
+
+    def _lost_to_traffic(self) -> float:
+        alone = self._generation.run_for(ALONE_S)
+        self._traffic.start()
+        num_layers, busy_s = self._generation.run_while(lambda: not self._traffic.is_over)
+        self._traffic.finish()
+        alone = (alone + self._generation.run_for(ALONE_S)) / 2
+        return busy_s * (1 - num_layers / busy_s / alone)
 
     def _load(self, engine: Engine) -> float:
         for path in self._files(engine):
@@ -206,7 +229,8 @@ def show(found: dict, added: dict[str, str]) -> None:
     )
     table = Table("limit", "s", "GB/s")
     for name, seconds in found["limits_s"].items():
-        table.add_row(name, f"{seconds:.3f}", f"{found['state_gb'] / seconds:.2f}")
+        speed = "" if name.startswith("lost") else f"{found['state_gb'] / seconds:.2f}"
+        table.add_row(name, f"{seconds:.3f}", speed)
     console.print(table)
     columns = (
         "engine",
@@ -258,6 +282,8 @@ def main() -> None:
         start_process_group(Path(name))
         contest = Contest(Path(name), arguments.size_gb)
         contest.warm_up()
+        gc.collect()
+        gc.freeze()  # as `yaoki train` does once all is built; it helps every engine
         randomness = random.Random(arguments.seed)
         for number in range(arguments.rounds):
             contest.round(randomness)

@@ -5,6 +5,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 
@@ -158,19 +160,15 @@ def _children() -> Iterator[str]:
             yield from (task / "children").read_text().split()
 
 
-class Limits:
-    """What this machine can do at best, in seconds for so many bytes."""
+class Memory:
+    """What this machine's memory and one core can do at best, in seconds for so many bytes."""
 
-    def __init__(self, num_bytes: int, directory: Path) -> None:
+    def __init__(self, num_bytes: int) -> None:
         self._num_bytes = num_bytes
-        self._directory = directory
-        self._block = new_blocks()[0]  # in huge pages: raw access is a third as fast without them
-        self._block[:] = os.urandom(BLOCK_BYTES)
         self._source = torch.ones(256 << 20, dtype=torch.uint8)
         self._target = torch.ones(256 << 20, dtype=torch.uint8)
-        self._write_to(directory / "to read")
 
-    def memcpy(self) -> float:
+    def copy(self) -> float:
         """One thread, into memory that has been touched."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -180,6 +178,25 @@ class Limits:
         seconds = time.perf_counter() - start
         torch.set_num_threads(threads)
         return seconds * self._num_bytes / (4 * self._source.nbytes)
+
+    def digest(self) -> float:
+        """xxh3-128, one thread."""
+        data, digest = memoryview(self._source.numpy()), xxhash.xxh3_128()
+        start = time.perf_counter()
+        for begin in range(0, len(data), BLOCK_BYTES):
+            digest.update(data[begin : begin + BLOCK_BYTES])
+        return (time.perf_counter() - start) * self._num_bytes / len(data)
+
+
+class Disk:
+    """What the disk can do at best, in seconds for so many bytes."""
+
+    def __init__(self, num_bytes: int, directory: Path) -> None:
+        self._num_bytes = num_bytes
+        self._directory = directory
+        self._block = new_blocks()[0]  # in huge pages: raw access is a third as fast without them
+        self._block[:] = os.urandom(BLOCK_BYTES)
+        self._write_to(directory / "to read")
 
     def write(self) -> float:
         """Aligned blocks past the page cache into a new file, and an fsync."""
@@ -201,14 +218,6 @@ class Limits:
         os.close(file)
         return self._scaled(seconds)
 
-    def digest(self) -> float:
-        """xxh3-128, one thread."""
-        data, digest = memoryview(self._source.numpy()), xxhash.xxh3_128()
-        start = time.perf_counter()
-        for begin in range(0, len(data), BLOCK_BYTES):
-            digest.update(data[begin : begin + BLOCK_BYTES])
-        return (time.perf_counter() - start) * self._num_bytes / len(data)
-
     def _write_to(self, path: Path) -> float:
         start = time.perf_counter()
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT)
@@ -224,3 +233,39 @@ class Limits:
 
     def _scaled(self, seconds: float) -> float:
         return seconds * self._num_bytes / (self._num_blocks * BLOCK_BYTES)
+
+
+class RawTraffic:
+    """Another process that writes as many bytes raw and reads them; it copies nothing, shares no interpreter.
+
+    What generation loses to it is what the disk's traffic alone costs on this machine.
+    """
+
+    def __init__(self, num_bytes: int, directory: Path) -> None:
+        self._pipe, theirs = get_context("spawn").Pipe()
+        process = get_context("spawn").Process(
+            target=_write_and_read, args=(theirs, num_bytes, directory), daemon=True
+        )
+        process.start()
+        self._pipe.recv()
+
+    def start(self) -> None:
+        self._pipe.send("go")
+
+    @property
+    def is_over(self) -> bool:
+        return self._pipe.poll()
+
+    def finish(self) -> None:
+        self._pipe.recv()
+
+
+def _write_and_read(pipe: Connection, num_bytes: int, directory: Path) -> None:
+    directory.mkdir()
+    disk = Disk(num_bytes, directory)
+    pipe.send("ready")
+    with contextlib.suppress(EOFError):  # the benchmark is over
+        while pipe.recv():
+            disk.write()
+            disk.read()
+            pipe.send("done")

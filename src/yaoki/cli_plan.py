@@ -40,8 +40,9 @@ def plan(
 def _as_json(found: Plan, gpu_gb: float | None) -> dict[str, object]:
     memory = found.memory
     totals = {
-        "resident_bytes": memory.resident_bytes,
-        "update_bytes": memory.update_bytes,
+        "generating_bytes": memory.generating_bytes,
+        "pushing_bytes": memory.pushing_bytes,
+        "updating_bytes": memory.updating_bytes,
         "peak_bytes": memory.peak_bytes,
     }
     fits = None if gpu_gb is None else _fits(found, gpu_gb)
@@ -63,6 +64,7 @@ def _describe(found: Plan, disk_gb_per_s: float) -> str:
             "checkpoint",
             f"{size(found.checkpoint_bytes)}, {_time(found.checkpoint_s)} at {disk_gb_per_s:g} GB/s",
         ),
+        ("start", f"{size(found.start_host_bytes)} of host memory, on the first worker"),
         ("tokens", f"at most {found.max_tokens:,} a step, in {found.num_completions:,} completions"),
         ("journal", f"at most about {size(found.max_journal_bytes)} a step"),
     ]
@@ -78,12 +80,14 @@ def _time(seconds: float) -> str:
 
 
 def _memory_rows(memory: Memory) -> list[tuple[str, str, str]]:
+    learner = "updating" if memory.learner_rests else "always"
+    engine = "generating" if memory.engine_sleeps else "always"
     rows = [
         ("memory of each worker", "about", "when"),
-        ("weights", size(memory.weights_bytes), "always"),
-        ("moments", size(memory.moments_bytes), "always"),
-        ("reference", size(memory.reference_bytes), "always"),
-        ("the engine's copy of the policy", size(memory.engine_weights_bytes), "always"),
+        ("weights", size(memory.weights_bytes), learner),
+        ("moments", size(memory.moments_bytes), learner),
+        ("reference", size(memory.reference_bytes), learner),
+        ("the engine's copy of the policy", size(memory.engine_weights_bytes), engine),
         ("keys and values", size(memory.cache_bytes), "generating"),
         ("gradients", size(memory.gradients_bytes), "updating"),
         ("gathered weights and gradients", size(memory.gathered_bytes), "updating"),
@@ -94,18 +98,27 @@ def _memory_rows(memory: Memory) -> list[tuple[str, str, str]]:
 
 
 def _peak_time(memory: Memory) -> str:
-    return "updating" if memory.update_bytes > memory.cache_bytes else "generating"
+    phases = {
+        "generating": memory.generating_bytes,
+        "pushing weights": memory.pushing_bytes,
+        "updating": memory.updating_bytes,
+    }
+    return max(phases, key=lambda phase: phases[phase])
 
 
 def _warning(memory: Memory, config: Config, gpu_gb: float) -> str:
     """What is too much, and the settings that make the largest part of it smaller."""
-    parts = [
-        (memory.resident_bytes - memory.engine_weights_bytes, ["more workers"]),
-        (memory.engine_weights_bytes, ["a smaller model"]),
-        (memory.cache_bytes, ["a smaller engine.batch_size", "a smaller engine.max_new_tokens"]),
-    ]
-    if memory.update_bytes > memory.cache_bytes:
-        parts[-1] = (memory.update_bytes, _for_a_smaller_update(config))
+    phase, parts = _peak_time(memory), []
+    if phase != "generating" or not memory.learner_rests:
+        offload = ["train.offload=true"] if phase == "generating" else []
+        parts.append((memory.learner_bytes, [*offload, "more workers"]))
+    if phase != "updating" or not memory.engine_sleeps:
+        smaller = "a larger engine.tensor_parallel" if memory.engine_sleeps else "engine.type=vllm"
+        parts.append((memory.engine_weights_bytes, [smaller]))
+    if phase == "generating":
+        parts.append((memory.cache_bytes, ["a smaller engine.batch_size", "a smaller engine.max_new_tokens"]))
+    if phase == "updating":
+        parts.append((memory.update_bytes, _for_a_smaller_update(config)))
     _, advice = max(parts)
     return (
         f"warning: about {size(memory.peak_bytes)} at the peak do not fit into {gpu_gb:g} GB; "

@@ -5,16 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tests.ranks import Failure, on_ranks, outcomes
 from yaoki.checkpoint import reader as reader_module
 from yaoki.checkpoint.boxes import box_of, local
-from yaoki.checkpoint.manifest import Scope
-from yaoki.checkpoint.reader import load, read_into
+from yaoki.checkpoint.manifest import FileEntry, Scope
+from yaoki.checkpoint.reader import dealt, load, read_into
 from yaoki.checkpoint.snapshot import PartState, Snapshot
 from yaoki.checkpoint.store import CheckpointStore
+from yaoki.checkpoint.stored_files import TensorFile
 from yaoki.checkpoint.verify import read_manifest, verify
 from yaoki.learner.world import World
 
@@ -148,3 +151,31 @@ def test_boxes_cover_each_tensor_once(tmp_path: Path) -> None:
         for name, shape in SHAPES.items():
             rows = [row for found in by_rank for row in range(found[name][0], sum(found[name]))]
             assert rows == list(range(shape[0]))
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=4), min_size=1, max_size=5),
+    num_readers=st.integers(1, 12),
+)
+def test_each_file_is_verified_by_a_rank_that_holds_rows_of_it(
+    sizes: list[list[int]], num_readers: int
+) -> None:
+    num_writers = len(sizes)
+    files = [
+        TensorFile(Path(f"{rank}-{i}"), FileEntry(f"{i}", size, "0" * 32), "p", rank, False, b"", [])
+        for rank, of_rank in enumerate(sizes)
+        for i, size in enumerate(of_rank)
+    ]
+    verifiers = dealt(files, num_writers, num_readers)
+    assert verifiers.keys() == {file.path for file in files}
+    for file in files:
+        reader = verifiers[file.path]
+        # Rows lie in [rank / writers, (rank + 1) / writers) of the whole, a reader's likewise.
+        assert reader * num_writers < (file.rank + 1) * num_readers
+        assert (reader + 1) * num_writers > file.rank * num_readers
+        if num_readers == num_writers:
+            assert reader == file.rank
+    if num_readers % num_writers == 0:  # no reader is idle while another one of its group has two files
+        for rank, of_rank in enumerate(sizes):
+            own = [verifiers[file.path] for file in files if file.rank == rank]
+            assert len(set(own)) == min(len(of_rank), num_readers // num_writers)

@@ -23,7 +23,7 @@ FREE = {
     "run.peer_timeout_s", "run.storage", "run.storage_every_s", "train.activation_checkpointing",
     "train.offload",
     "journal.enabled", "journal.flush_seconds", "journal.flush_rollouts", "journal.keep",
-    "resume.on_divergence", "engine.gpu_memory_utilization",
+    "resume.on_divergence", "engine.gpu_memory_utilization", "engine.tensor_parallel",
 }  # fmt: skip
 """Where files lie, how often something is saved or shown, how long to go on. Contents of data files are
 compared by their digest, environments by their own record."""
@@ -42,13 +42,15 @@ BASE: dict[str, Any] = {
     "critic": {"init_from": "other", "decay_steps": 5000},
     "data": {"family": "arithmetic", "verifier": "my.module:check"},
 }
-"""From here every setting can change alone (but data.files and data.family, which exclude one another)."""
+"""From here every setting can change alone, but for those that `base` puts in their surroundings."""
 
 
 def base(name: str) -> dict[str, Any]:
     values = {section: dict(fields) for section, fields in BASE.items()}
     if name == "data.files":
         values["data"] = {"files": ["a.json"], "verifier": "my.module:check"}
+    if name == "engine.tensor_parallel":
+        values["engine"] = {"type": "vllm"}
     return values
 
 

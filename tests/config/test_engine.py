@@ -23,3 +23,11 @@ def test_what_vllm_cannot_do(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         EngineConfig(type="vllm", **settings)
     EngineConfig(**settings)
+
+
+def test_only_vllm_is_shared_by_workers() -> None:
+    assert EngineConfig(type="vllm", tensor_parallel=4).tensor_parallel == 4
+    with pytest.raises(
+        ValidationError, match=r"only a vllm engine is shared .* engine.tensor_parallel=1, not 4"
+    ):
+        EngineConfig(tensor_parallel=4)

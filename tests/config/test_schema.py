@@ -94,6 +94,7 @@ OURS = {
     "engine.type": "transformers",
     "engine.batch_size": 128,
     "engine.gpu_memory_utilization": 0.5,
+    "engine.tensor_parallel": 1,
     "eval.every_steps": 10,
     "eval.files": [],
     "eval.num_tasks": 256,

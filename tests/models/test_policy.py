@@ -168,6 +168,19 @@ def test_missing_weights_are_never_made_up(tiny: str, tmp_path: Path) -> None:
         load_causal_lm(str(folder), trust_remote_code=False, dropout=0.0)
 
 
+def test_ties_that_the_weights_deny_are_refused(tiny: str, tmp_path: Path) -> None:
+    """A model that is built from the architecture alone would have one tensor for both."""
+    folder = damaged(tiny, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    load_causal_lm(str(folder), trust_remote_code=False, dropout=0.0)
+    save_file(tensors | {"lm_head.weight": head + 1}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match=r"other weights in lm_head\.weight") as caught:
+        load_causal_lm(str(folder), trust_remote_code=False, dropout=0.0)
+    assert "tie_word_embeddings" in (caught.value.hint or "")
+
+
 def test_a_tokenizer_must_know_its_end(tmp_path: Path) -> None:
     endless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
     endless.save_pretrained(tmp_path)

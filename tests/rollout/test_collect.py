@@ -1,12 +1,13 @@
 """From prompts to rewarded rollouts: order, seeds, micro-batches, and what the verifier is asked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
 from yaoki.errors import StopRequested
 from yaoki.learner.world import alone
-from yaoki.rollout.collect import NoLog, RolloutLog, collect
+from yaoki.rollout.collect import JudgedCompletion, NoLog, Peers, Place, RolloutLog, collect
 from yaoki.rollout.engine import OnFinished, Poll, Request, keep_none
 from yaoki.rollout.scripted_engine import ScriptedEngine
 from yaoki.run.peers import RolloutPeers
@@ -63,6 +64,7 @@ def gather(
     poll: Poll = lambda: None,
     progress: list[tuple[int, int]] | None = None,
     log: RolloutLog | None = None,
+    peers: Peers | None = None,
 ) -> list[Rollout]:
     return collect(
         engine,
@@ -76,7 +78,7 @@ def gather(
         poll=poll,
         on_progress=lambda done, total: None if progress is None else progress.append((done, total)),
         log=log or NoLog(),
-        peers=RolloutPeers(alone()),
+        peers=peers or RolloutPeers(alone()),
     )
 
 
@@ -231,3 +233,72 @@ def test_no_prompts_no_rollouts() -> None:
     engine, verifier = RecordingEngine(), RecordingVerifier()
     assert gather(engine, verifier, prompts=[]) == []
     assert engine.batches == verifier.calls == []
+
+
+class Others:
+    """The other ranks, which have sampled all of the rest."""
+
+    def __init__(
+        self, share: int, num_shares: int, rest: Sequence[Rollout], reason: str | None = None
+    ) -> None:
+        self.share, self.num_shares = share, num_shares
+        self._rest, self._reason = rest, reason
+
+    def any_reason(self, mine: str | None) -> str | None:
+        return mine or self._reason
+
+    def exchange(self, rollouts: Sequence[Rollout]) -> Mapping[Place, JudgedCompletion]:
+        return {(r.prompt_index, r.sample): r for r in (*self._rest, *rollouts)}
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_shares_are_dealt_out_in_turn(*, batch_invariant: bool) -> None:
+    """By micro-batches or single completions; together they are the whole, and each rank gets all of it."""
+    whole = gather(RecordingEngine(), RecordingVerifier())
+    unit = 1 if batch_invariant else 2
+    for num_shares in (1, 2, 4):
+        asked: list[int] = []
+        for share in range(num_shares):
+            engine = RecordingEngine(batch_invariant=batch_invariant)
+            peers = Others(share, num_shares, whole)
+            assert gather(engine, RecordingVerifier(), batch_size=2, peers=peers) == whole
+            mine = [request.seed for batch in engine.batches for request in batch]
+            numbers = [number for number in range(6) if number // unit % num_shares == share]
+            assert mine == [
+                seed(5, Purpose.ROLLOUT, 9, whole[n].prompt_index, whole[n].sample) for n in numbers
+            ]
+            asked += mine
+        assert len(set(asked)) == len(asked) == len(whole)
+
+
+class SecondPartner(RecordingEngine):
+    """Shares its engine with a rank that is handed everything."""
+
+    def generate(
+        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished = keep_none
+    ) -> list[Completion]:
+        return super().generate(requests, poll)
+
+
+def test_a_rank_that_is_handed_nothing_judges_and_logs_nothing() -> None:
+    whole, log = gather(RecordingEngine(), RecordingVerifier()), Log()
+    engine, verifier = SecondPartner(batch_invariant=True), RecordingVerifier()
+    assert gather(engine, verifier, log=log, peers=Others(0, 1, whole)) == whole
+    assert [len(batch) for batch in engine.batches] == [6]
+    assert log.appended == verifier.calls == []
+
+
+def test_a_stop_of_another_rank_is_one_here() -> None:
+    log = Log()
+    with pytest.raises(StopRequested, match="over there"):
+        gather(RecordingEngine(), RecordingVerifier(), log=log, peers=Others(0, 1, [], "over there"))
+    assert len(log.rollouts) == 6
+
+
+@pytest.mark.parametrize(("ranks_per_engine", "shares"), [(1, [0, 1, 2, 3]), (2, [0, 0, 1, 1]), (4, [0] * 4)])
+def test_neighbours_that_share_an_engine_have_the_same_share(
+    ranks_per_engine: int, shares: list[int]
+) -> None:
+    peers = [RolloutPeers(replace(alone(), rank=rank, size=4), ranks_per_engine) for rank in range(4)]
+    assert [each.share for each in peers] == shares
+    assert {each.num_shares for each in peers} == {4 // ranks_per_engine}

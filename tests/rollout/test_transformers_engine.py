@@ -286,16 +286,17 @@ def test_weights_are_copied(learner_model: PreTrainedModel, tokenizer: PreTraine
         ),
     ],
 )
-def test_weights_that_do_not_fit_change_nothing(
-    engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase, change: Any, message: str
+def test_after_weights_that_do_not_fit_it_has_none(
+    learner_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, change: Any, message: str
 ) -> None:
-    before = engine.generate(requests(tokenizer), no_poll)
+    engine = build(learner_model, tokenizer)
     weights = dict(tiny_random(5).state_dict())
     change(weights)
     with pytest.raises(YaokiError, match=message):
         engine.load_weights(weights.items(), 8)
-    assert engine.policy_version == 0
-    assert engine.generate(requests(tokenizer), no_poll) == before
+    assert engine.policy_version == -1
+    with pytest.raises(YaokiError, match="no weights yet"):
+        engine.generate(requests(tokenizer), no_poll)
 
 
 @pytest.mark.parametrize("calls", [1, 2, 9])

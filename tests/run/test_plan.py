@@ -197,7 +197,36 @@ def test_workers_divide_the_state_and_not_the_engine() -> None:
         assert getattr(many, name) == getattr(one, name)
     parameters = 7_615_616_512 + 7_070_622_720
     assert one.weights_bytes + one.moments_bytes == 12 * parameters
-    assert one.peak_bytes == one.resident_bytes + max(one.cache_bytes, one.update_bytes)
+    always = one.learner_bytes + one.engine_weights_bytes
+    assert one.peak_bytes == always + max(one.cache_bytes, one.update_bytes)
+
+
+def test_vllm_holds_a_slice_in_what_is_computed_in_and_sleeps_while_training() -> None:
+    size = ["policy.init_from=Qwen/Qwen2.5-1.5B", "data.max_prompt_tokens=100", "engine.max_new_tokens=900"]
+    vllm = [*size, "engine.type=vllm", "engine.batch_size=3", "train.precision=bfloat16"]
+    whole = plan_of(*vllm, num_workers=4).memory
+    assert whole.engine_weights_bytes == 2 * 1_543_714_304
+    assert whole.cache_bytes == 3 * 1000 * 28 * 2 * 2 * 128 * 2
+    sliced = plan_of(*vllm, "engine.tensor_parallel=4", num_workers=4).memory
+    assert 4 * sliced.engine_weights_bytes == whole.engine_weights_bytes
+    assert 2 * sliced.cache_bytes == whole.cache_bytes  # there are two key heads, so each is on two workers
+    assert whole.generating_bytes == whole.learner_bytes + whole.engine_weights_bytes + whole.cache_bytes
+    assert whole.updating_bytes == whole.learner_bytes + whole.update_bytes
+    assert whole.pushing_bytes == whole.learner_bytes + whole.engine_weights_bytes
+
+
+def test_a_learner_that_rests_makes_room_for_the_engine() -> None:
+    memory = plan_of(
+        "policy.init_from=Qwen/Qwen2.5-0.5B", "train.offload=true", "train.precision=bfloat16"
+    ).memory
+    assert memory.generating_bytes == memory.engine_weights_bytes + memory.cache_bytes
+    assert memory.updating_bytes == memory.learner_bytes + memory.engine_weights_bytes + memory.update_bytes
+
+
+def test_the_first_worker_reads_one_network_at_a_time() -> None:
+    size = "policy.init_from=Qwen/Qwen2.5-0.5B"
+    assert plan_of(size, num_workers=8).start_host_bytes == 4 * 494_033_664
+    assert plan_of(size, "train.algorithm=grpo").start_host_bytes == 4 * 494_032_768
 
 
 def test_what_is_gathered() -> None:

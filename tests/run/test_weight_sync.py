@@ -1,5 +1,7 @@
 """A push is believed when engine and learner read a text alike."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -38,3 +40,19 @@ def test_a_push(is_forgetful: bool) -> None:
     with torch.no_grad():
         made.policy.weights()["model.norm.weight"].mul_(1.5)
     assert engine.logprobs(PROBE) != []
+
+
+def test_the_learner_makes_room_before_the_engine_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With train.offload the memory that the learner leaves is what the engine's cache is put into."""
+    made, calls = learner(config()), []
+    engine = TransformersEngine(causal_lm(9), tiny_tokenizer(), Sampling(1.0, 1.0, 4, ()))
+    for owner, name in ((made, "weights"), (made, "rest"), (engine, "logprobs")):
+        real = getattr(owner, name)
+
+        def noted(*arguments: object, real: Any = real, name: str = name) -> object:
+            calls.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+    WeightSync(engine, made, PROBE, tolerance("float32")).push(0)
+    assert calls == ["weights", "rest", "logprobs"]

@@ -28,9 +28,10 @@ def vllm_engine(
     *,
     in_place: bool = False,
     precision: str = "float32",
+    tensor_parallel: int = 1,
 ) -> VllmEngine:
     """An engine with the model's weights in it, as version 0."""
-    options = VllmOptions(precision, 256, 64, 0.1, in_place)
+    options = VllmOptions(precision, 256, 64, 0.1, in_place, tensor_parallel)
     engine = VllmEngine(model.config, tokenizer, sampling, options)
     engine.load_weights(model.state_dict().items(), 0)
     return engine

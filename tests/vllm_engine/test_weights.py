@@ -130,11 +130,14 @@ def test_an_update_in_place(
     """What is done on a GPU, as far as a CPU can do it: push, sleep, wake, push."""
     without_packing(monkeypatch)
     engine, probe = vllm_engine(learner_model, tokenizer, SAMPLING, in_place=True), probe_ids(tokenizer)
-    llm = engine._model.llm
+    llm, woken = engine._model.llm, []
+    wake_up = llm.wake_up
+    monkeypatch.setattr(llm, "wake_up", lambda tags: woken.append(tags) or wake_up(tags))
     (request, *_) = requests(tokenizer, ["1+" * 100])  # long enough to be cached
     engine.generate([request], no_poll)
     for version, model in enumerate((other_model, learner_model, other_model), start=1):
         engine.load_weights(model.state_dict().items(), version)
+        assert woken == ([["weights"]] if version == 3 else [])  # the learner may still be on the device
         assert check_weights(engine, version, probe, model_logprobs(model, probe), TOLERANCE) < 1e-5
         (completion,) = engine.generate([request], no_poll)
         expected = model_logprobs(model, [*request.prompt_ids, *completion.token_ids])
@@ -143,6 +146,7 @@ def test_an_update_in_place(
             engine.sleep()
             engine.wake()
     assert engine._model.llm is llm
+    assert woken == [["weights"], ["kv_cache"]]
 
 
 def test_an_update_in_place_that_goes_wrong_is_noticed(
@@ -208,3 +212,6 @@ def test_what_vllm_cannot_do_is_said_at_once(tokenizer: PreTrainedTokenizerBase)
     long = VllmOptions("float32", 5000, 64, 0.1, in_place=False)
     with pytest.raises(UsageError, match="5000 tokens, the model goes up to 4096"):
         VllmEngine(config, tokenizer, SAMPLING, long)
+    shared = VllmOptions("float32", 256, 64, 0.1, in_place=False, tensor_parallel=3)
+    with pytest.raises(UsageError, match="3 workers cannot share the model's 8 attention heads"):
+        VllmEngine(config, tokenizer, SAMPLING, shared)

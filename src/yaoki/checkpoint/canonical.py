@@ -75,49 +75,86 @@ def decode(cls: type[T], value: JSON, where: str) -> T:
     Raises:
         FormatError: names the place and the value.
     """
-    if not isinstance(value, dict):
-        raise FormatError(f"{where} is {_shown(value)}, expected an object")
-    hints = _type_hints(typing.cast(Any, cls))
-    if unknown := value.keys() - hints.keys():
-        raise FormatError(f"{where} has an unknown key {_shown(min(unknown))}")
-    if missing := [name for name in hints if name not in value]:
-        raise FormatError(f"{where} has no {missing[0]!r}")
-    fields = {
-        name: found if type(found := value[name]) is hint else _decode_value(hint, found, f"{where}.{name}")
-        for name, hint in hints.items()
-    }
-    return cls(**fields)
+    try:
+        return typing.cast(T, _object(_form_of(typing.cast(Any, cls)), value))
+    except _Misfit as misfit:
+        raise FormatError(f"{where}{misfit.place} {misfit.problem}") from None
+
+
+class _Misfit(Exception):
+    """A value is not what its place asks for; the place is put together on the way out, if it is needed."""
+
+    def __init__(self, problem: str, place: str = "") -> None:
+        self.problem = problem
+        self.place = place
+
+    def inside(self, place: str) -> "_Misfit":
+        return _Misfit(self.problem, place + self.place)
+
+
+class _Form:
+    """A type that a value may have, taken to pieces once: a manifest has thousands of values of few types."""
+
+    def __init__(self, hint: Any) -> None:
+        self.hint = hint
+        self.is_object = dataclasses.is_dataclass(hint)
+        self.origin = typing.get_origin(hint)
+        self.arguments = typing.get_args(hint)
+
+    @functools.cached_property
+    def of_items(self) -> "_Form":
+        """Of what a tuple or a mapping holds."""
+        return _form_of(self.arguments[0 if self.origin is tuple else 1])
+
+    @functools.cached_property
+    def fields(self) -> dict[str, "_Form"]:
+        """Of a dataclass."""
+        hints = typing.get_type_hints(self.hint)
+        return {field.name: _form_of(hints[field.name]) for field in dataclasses.fields(self.hint)}
 
 
 @functools.cache
-def _type_hints(cls: type[object]) -> dict[str, Any]:
-    """Of each field; a manifest has thousands of objects of a few classes."""
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+def _form_of(hint: Any) -> _Form:
+    return _Form(hint)
 
 
-@functools.cache
-def _form_of(hint: Any) -> tuple[bool, Any, tuple[Any, ...]]:
-    """Whether it is a dataclass; its origin and arguments, if it is generic."""
-    return dataclasses.is_dataclass(hint), typing.get_origin(hint), typing.get_args(hint)
+def _at(place: str, form: _Form, value: JSON) -> object:
+    try:
+        return _value(form, value)
+    except _Misfit as misfit:
+        raise misfit.inside(place) from None
 
 
-def _decode_value(hint: Any, value: JSON, where: str) -> object:
-    is_object, origin, arguments = _form_of(hint)
-    if is_object:
-        return decode(typing.cast(type[object], hint), value, where)
-    if origin is tuple and isinstance(value, list):
-        if all(type(item) is arguments[0] for item in value):
+def _value(form: _Form, value: JSON) -> object:
+    hint = form.hint
+    if form.is_object:
+        return _object(form, value)
+    if form.origin is tuple and isinstance(value, list):
+        if {form.of_items.hint}.issuperset(map(type, value)):
             return tuple(value)
-        return tuple(_decode_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is Mapping and isinstance(value, dict):
-        return {key: _decode_value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return tuple([_at(f"[{i}]", form.of_items, item) for i, item in enumerate(value)])
+    if form.origin is Mapping and isinstance(value, dict):
+        return {key: _at(f".{key}", form.of_items, item) for key, item in value.items()}
+    if type(value) in (form.arguments if form.origin is types.UnionType else (hint,)):
+        return value
     if isinstance(hint, type) and issubclass(hint, StrEnum) and value in list(hint):
         return hint(value)
-    if type(value) in (arguments if origin is types.UnionType else (hint,)):
-        return value
-    expected = hint.__name__ if origin is None else hint
-    raise FormatError(f"{where} is {_shown(value)}, expected {expected}")
+    expected = hint.__name__ if form.origin is None else hint
+    raise _Misfit(f"is {_shown(value)}, expected {expected}")
+
+
+def _object(form: _Form, value: JSON) -> object:
+    if not isinstance(value, dict):
+        raise _Misfit(f"is {_shown(value)}, expected an object")
+    if unknown := value.keys() - form.fields.keys():
+        raise _Misfit(f"has an unknown key {_shown(min(unknown))}")
+    if len(value) < len(form.fields):
+        raise _Misfit(f"has no {next(name for name in form.fields if name not in value)!r}")
+    fields = []
+    for name, of_field in form.fields.items():
+        found = value[name]
+        fields.append(found if type(found) is of_field.hint else _at(f".{name}", of_field, found))
+    return form.hint(*fields)
 
 
 def _dump(value: object, **style: Any) -> bytes:

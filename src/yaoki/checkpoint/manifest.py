@@ -22,6 +22,8 @@ from yaoki.errors import CorruptCheckpointError
 FORMAT_VERSION = 1
 
 _DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_OWN_DIGEST = re.compile(rb'"digest":"([0-9a-f]{32})",')
+"""Its first match is the manifest's own: what comes before are plain values, in which quotes are escaped."""
 
 
 class Scope(StrEnum):
@@ -110,14 +112,14 @@ class Manifest:
         return tuple(file for file in self.files if file_rank(file.name) == rank)
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON that contains a digest of itself; the inverse of `parse_manifest`.
+        """Canonical JSON that contains a digest of all else in it; the inverse of `parse_manifest`.
 
         Raises:
             FormatError: a field has a value that the format does not allow.
         """
         _check(self)
-        content = _fields(self)
-        return encode(content | {"digest": _digest(content)})
+        before, _, after = _around_digest(encode(_fields(self) | {"digest": "0" * 32}))
+        return before + f'"digest":"{_digest(before, after)}",'.encode("ascii") + after
 
 
 def parse_manifest(data: bytes, path: str) -> Manifest:
@@ -133,9 +135,8 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
         content = parse(data)
         if not isinstance(content, dict):
             raise FormatError("not a JSON object")
-        if encode(content) != data:
-            raise FormatError("its bytes are not in canonical form")
-        if content.pop("digest", None) != _digest(content):
+        before, digest, after = _around_digest(data)
+        if content.pop("digest", None) != digest or digest != _digest(before, after):
             raise FormatError("its content does not match its own digest")
         _check_version(content)
         manifest = decode(Manifest, content, "manifest")
@@ -165,8 +166,16 @@ def _fields(manifest: Manifest) -> dict[str, object]:
     return fields
 
 
-def _digest(content: Mapping[str, object]) -> str:
-    return xxhash.xxh3_128_hexdigest(encode(content))
+def _around_digest(data: bytes) -> tuple[bytes, str, bytes]:
+    """What comes before a manifest's own digest, the digest, what comes after it."""
+    found = _OWN_DIGEST.search(data)
+    if found is None:
+        raise FormatError("it has no digest of itself")
+    return data[: found.start()], found[1].decode("ascii"), data[found.end() :]
+
+
+def _digest(before: bytes, after: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(before + after)
 
 
 def _check_version(content: Mapping[str, JSON]) -> None:
@@ -200,40 +209,47 @@ def _check_tensors(manifest: Manifest, files: set[str]) -> None:
     tensors = {(tensor.part, tensor.rank, tensor.name): tensor for tensor in manifest.tensors}
     _require(len(tensors) == len(manifest.tensors), "a tensor is listed twice")
     for (part, rank, name), tensor in tensors.items():
-        where = f"tensor {name!r} of part {part!r}"
-        _require(part in scopes, f"{where}: there is no such part")
-        per_rank = scopes[part] is Scope.PER_RANK
-        owned = rank is not None and 0 <= rank < manifest.world_size
-        _require(owned if per_rank else rank is None, f"{where}: wrong rank {rank}")
-        _require(all(size >= 0 for size in tensor.global_shape), f"{where}: negative size")
-        if tensor.alias_of is None:
-            _check_shards(tensor, files, where)
-        else:
-            target = tensors.get((part, rank, tensor.alias_of))
-            _require(not tensor.shards, f"{where}: an alias with shards of its own")
-            _require(
-                target is not None
-                and target.alias_of is None
-                and (target.dtype, target.global_shape) == (tensor.dtype, tensor.global_shape),
-                f"{where}: {tensor.alias_of!r} is not a stored tensor of its dtype and shape",
-            )
+        target = None if tensor.alias_of is None else tensors.get((part, rank, tensor.alias_of))
+        if problem := _problem(tensor, manifest.world_size, scopes.get(part), files, target):
+            raise FormatError(f"tensor {name!r} of part {part!r}: {problem}")
 
 
-def _check_shards(tensor: TensorEntry, files: set[str], where: str) -> None:
-    """Each shard lies inside the tensor, and all shards together have its number of elements."""
-    _require(bool(tensor.shards), f"{where}: it is stored nowhere")
+def _problem(
+    tensor: TensorEntry, world_size: int, scope: Scope | None, files: set[str], target: TensorEntry | None
+) -> str | None:
+    """What is wrong with it; `target` is what it is an alias of."""
+    if scope is None:
+        return "there is no such part"
+    owned = tensor.rank is not None and 0 <= tensor.rank < world_size
+    if not (owned if scope is Scope.PER_RANK else tensor.rank is None):
+        return f"wrong rank {tensor.rank}"
+    if tensor.global_shape and min(tensor.global_shape) < 0:
+        return "negative size"
+    if tensor.alias_of is None:
+        return _problem_of_shards(tensor, files)
+    if tensor.shards:
+        return "an alias with shards of its own"
+    form = tensor.dtype, tensor.global_shape
+    if target is None or target.alias_of is not None or (target.dtype, target.global_shape) != form:
+        return f"{tensor.alias_of!r} is not a stored tensor of its dtype and shape"
+    return None
+
+
+def _problem_of_shards(tensor: TensorEntry, files: set[str]) -> str | None:
+    """Each shard must lie inside the tensor, and all shards together have its number of elements."""
+    if not tensor.shards:
+        return "it is stored nowhere"
     for shard in tensor.shards:
-        _require(shard.file in files, f"{where}: {shard.file!r} is not a listed file")
-        _require(
-            len(shard.offsets) == len(shard.shape) == len(tensor.global_shape)
-            and all(
-                offset >= 0 and size >= 0 and offset + size <= whole
-                for offset, size, whole in zip(shard.offsets, shard.shape, tensor.global_shape, strict=True)
-            ),
-            f"{where}: a shard lies outside of it",
-        )
-    stored = sum(math.prod(shard.shape) for shard in tensor.shards)
-    _require(stored == math.prod(tensor.global_shape), f"{where}: its shards do not cover it")
+        if shard.file not in files:
+            return f"{shard.file!r} is not a listed file"
+        if not len(shard.offsets) == len(shard.shape) == len(tensor.global_shape):
+            return "a shard lies outside of it"
+        for offset, size, whole in zip(shard.offsets, shard.shape, tensor.global_shape, strict=True):
+            if offset < 0 or size < 0 or offset + size > whole:
+                return "a shard lies outside of it"
+    if sum(math.prod(shard.shape) for shard in tensor.shards) != math.prod(tensor.global_shape):
+        return "its shards do not cover it"
+    return None
 
 
 def _unique(what: str, names: list[str]) -> None:

@@ -108,17 +108,25 @@ def read_into(
 
 def _read_files(manifest: Manifest, files: Sequence[TensorFile], landing: Landing, ranks: Ranks) -> None:
     blocks = new_blocks()
+    verifiers = dealt(files, manifest.world_size, ranks.size)
     for file in files:
         pieces = [landing.piece(file, stored) for stored in file.order]
-        if reader_of(file.rank, manifest.world_size, ranks.size) == ranks.rank:
+        if verifiers[file.path] == ranks.rank:
             read_checked(file.path, file.entry, blocks, Scatter(file.path, file.header, pieces).take)
         else:
             read_rows(file, pieces)
 
 
-def reader_of(writer: int, num_writers: int, num_readers: int) -> int:
-    """The rank that verifies what rank `writer` has written: one that holds most of its rows."""
-    return writer * num_readers // num_writers
+def dealt(files: Sequence[TensorFile], num_writers: int, num_readers: int) -> dict[Path, int]:
+    """The rank that verifies each file: of those that hold rows of it the one with the least to verify."""
+    num_bytes = [0] * num_readers
+    verifiers = {}
+    for file in sorted(files, key=lambda file: -file.entry.size_bytes):
+        first = file.rank * num_readers // num_writers
+        end = max(first + 1, (file.rank + 1) * num_readers // num_writers)
+        verifiers[file.path] = min(range(first, end), key=lambda reader: num_bytes[reader])
+        num_bytes[verifiers[file.path]] += file.entry.size_bytes
+    return verifiers
 
 
 def restore_into(live: Tensors, loaded: Tensors) -> None:

@@ -158,6 +158,18 @@ class EngineConfig(Section):
     """A completion ends where its text contains one of these."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1, json_schema_extra=FREE)
     """Share of each GPU's memory that vLLM may take, for weights, keys and values (vllm on GPUs only)."""
+    tensor_parallel: Positive = Field(1, json_schema_extra=FREE)
+    """Neighbouring workers that share one vLLM engine, each with a slice of the weights: for a policy that is
+    too large for one device. Must divide the number of workers (vllm only)."""
+
+    @model_validator(mode="after")
+    def _is_shared_by(self) -> Self:
+        if self.type != "vllm" and self.tensor_parallel != 1:
+            raise ValueError(
+                "engine.type and engine.tensor_parallel: only a vllm engine is shared by workers; set "
+                f'engine.type="vllm", or engine.tensor_parallel=1, not {self.tensor_parallel}'
+            )
+        return self
 
     @model_validator(mode="after")
     def _vllm_can(self) -> Self:

@@ -1,32 +1,37 @@
 """Networks spread over the ranks: FSDP2, each parameter cut along its first dimension.
 
 A network on one rank is left as it is, unless it computes in another precision than its weights have. Knows
-nothing of what is computed with the networks.
+nothing of what is computed with the networks, nor of where weights are read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from yaoki.config.schema import TrainConfig
 from yaoki.learner.world import World, peers_expected
+from yaoki.models.skeleton import settle
 
 
 def shard(model: PreTrainedModel, world: World, config: TrainConfig, device: torch.device) -> PreTrainedModel:
     """Keep this rank's share of the weights, on `device`; returns the model, changed in place.
 
-    A model in host memory moves to the device layer by layer, so that it need not fit there as a whole.
+    Of a skeleton each rank makes room for its share alone; what that holds is garbage until it is filled.
 
     Gradients come out as sums over the ranks, not means: losses are divided by the tokens of all ranks.
     """
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if world.size == 1 and config.precision == "float32":
-        nn.Module.to(model, device)  # transformers' own `to` is not typed
-        return model
+    if world.size > 1 or config.precision != "float32":
+        _cut(model, world, config, device)
+    return settle(model, device)
+
+
+def _cut(model: PreTrainedModel, world: World, config: TrainConfig, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -41,7 +46,50 @@ def shard(model: PreTrainedModel, world: World, config: TrainConfig, device: tor
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo cannot scale while it sums
-    return model
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, given: PreTrainedModel | None, world: World) -> None:
+    """Copy the weights of a whole model, which the first rank gives, into the share of every rank.
+
+    given: on the first rank, in host memory; it is empty afterwards. None on the others. All ranks call this
+    together; each of them sees its own rows alone.
+    """
+    weights = None if given is None else given.state_dict()
+    for name, tensor in model.state_dict().items():
+        own: Tensor = getattr(tensor, "_local_tensor", tensor)
+        with peers_expected():
+            if weights is None:
+                own.copy_(_received(own))
+            else:
+                rows = _rows_of_ranks(weights[name], world.size, is_cut=own is not tensor)
+                _send(rows)
+                own.copy_(rows[0])
+    if given is not None:
+        given.to_empty(device="meta")  # at once, though the model may live until garbage is collected
+
+
+def _rows_of_ranks(tensor: Tensor, num_ranks: int, *, is_cut: bool) -> Sequence[Tensor]:
+    """As FSDP2 cuts it: the last ranks have fewer rows, or none."""
+    if not is_cut:
+        return [tensor] * num_ranks
+    rows = tensor.chunk(num_ranks)
+    return [*rows, *[tensor[:0]] * (num_ranks - len(rows))]
+
+
+def _send(rows: Sequence[Tensor]) -> None:
+    """To each of the other ranks its own; from host memory to host memory, whatever the device."""
+    sent = [dist.isend(part, rank) for rank, part in enumerate(rows) if rank and part.numel()]
+    for work in sent:
+        assert work is not None
+        work.wait()
+
+
+def _received(own: Tensor) -> Tensor:
+    rows = torch.empty_like(own, device="cpu")
+    if rows.numel():
+        dist.recv(rows, 0)
+    return rows
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -5,11 +5,10 @@ exported and loaded like any other model. Knows nothing of how it is trained.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from yaoki.models.policy import load_config, load_or_explain, require_complete
 
@@ -21,8 +20,7 @@ def load_critic(source: str, *, trust_remote_code: bool, dropout: float, head_se
 
     A causal LM has no value head; it gets a fresh one (see `init_value_head`).
     """
-    config: Any = load_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
-    config.num_labels = 1
+    config = load_critic_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
     with torch.random.fork_rng(devices=[]):
         model, info = load_or_explain(
             source,
@@ -43,13 +41,18 @@ def load_critic(source: str, *, trust_remote_code: bool, dropout: float, head_se
 
 def build_critic(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedModel:
     """The same architecture with weights yet to be filled in."""
-    config: Any = load_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
-    config.num_labels = 1
+    config = load_critic_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
         config, trust_remote_code=trust_remote_code
     )
-    model.float()
     return model
+
+
+def load_critic_config(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedConfig:
+    """The architecture of a critic whose backbone is that of a model folder or hub name."""
+    config = load_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
+    config.num_labels = 1
+    return config
 
 
 def init_value_head(critic: PreTrainedModel, head_seed: int) -> None:

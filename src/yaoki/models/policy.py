@@ -28,7 +28,8 @@ _Loaded = TypeVar("_Loaded")
 def load_causal_lm(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedModel:
     """A float32 causal LM with its weights, from a folder or a hub name.
 
-    Raises NothingThereError when there is no such model, UsageError when it lacks weights.
+    Raises NothingThereError when there is no such model, UsageError when its weights are not those that its
+    architecture has.
     """
     config = load_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
     loaded: Any = load_or_explain(
@@ -45,6 +46,7 @@ def load_causal_lm(source: str, *, trust_remote_code: bool, dropout: float) -> P
     model: PreTrainedModel
     model, info = loaded
     require_complete(source, info["missing_keys"])
+    _require_tied(source, model)
     return model
 
 
@@ -52,7 +54,6 @@ def build_causal_lm(source: str, *, trust_remote_code: bool, dropout: float) -> 
     """The same architecture with weights yet to be filled in."""
     config = load_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    model.float()
     return model
 
 
@@ -70,10 +71,11 @@ def load_tokenizer(source: str, *, trust_remote_code: bool) -> PreTrainedTokeniz
 
 
 def load_config(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedConfig:
-    """The architecture of a model folder or hub name, with its attention dropout set."""
+    """The architecture of a model folder or hub name, for float32 weights, with its attention dropout set."""
     config: PreTrainedConfig = load_or_explain(
         source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     )
+    config.dtype = torch.float32
     if hasattr(config, "attention_dropout"):
         config.attention_dropout = dropout
     elif dropout > 0:
@@ -105,6 +107,19 @@ def require_complete(source: str, missing: Collection[str]) -> None:
         raise UsageError(
             f"{source} lacks weights: {', '.join(sorted(missing)[:5])}",
             hint="give a whole causal LM (or, for critic.init_from, a critic written by `yaoki export`)",
+        )
+
+
+def _require_tied(source: str, model: PreTrainedModel) -> None:
+    """UsageError if weights that should be one are different: transformers would leave them apart."""
+    apart = (
+        model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys()
+    )
+    if apart:
+        raise UsageError(
+            f"{source} has other weights in {', '.join(sorted(apart))} than in the embeddings, though its "
+            "config.json says that they are tied",
+            hint='if they should differ, set "tie_word_embeddings": false in its config.json',
         )
 
 

@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from yaoki.errors import StopRequested
 from yaoki.rollout.engine import Poll, Request, RolloutEngine
+from yaoki.rollout.leaving import unless_stopped
 from yaoki.seeding import Purpose, seed
 from yaoki.types import Completion, Prompt, Rollout, Task, Verdict, VerdictReason
 
@@ -61,8 +61,9 @@ class NoLog:
 class Peers(Protocol):
     """The ranks among which micro-batches are dealt out; all of them collect the same step."""
 
-    rank: int
-    size: int
+    share: int
+    """Which of `num_shares` equal shares this rank generates; the same for ranks that share an engine."""
+    num_shares: int
 
     def any_reason(self, mine: str | None) -> str | None:
         """The reason that some rank gives; None if none does."""
@@ -91,8 +92,9 @@ def collect(
     """`num_samples` rollouts of each prompt, ordered by (prompt, sample); the same list on every rank.
 
     The seed of a completion is (run_seed, purpose, step, prompt, sample). Micro-batches that `log` does not
-    hold are dealt out to the ranks in turn, so every rank must find the same; with an engine whose
-    completions do not depend on the batch, single ones are, and each is logged as it finishes.
+    hold are dealt out to the engines in turn, so every rank must find the same; with an engine whose
+    completions do not depend on the batch, single ones are, and each is logged as it finishes, by the rank
+    that the engine hands it to.
     `on_progress(done, total)` counts this rank's. Raises what `poll` raises, on all ranks; then finished
     micro-batches are in `log`.
     """
@@ -108,7 +110,7 @@ def collect(
         missing += [batch] if logged is None else []
 
     def sample_own() -> list[Rollout]:
-        own = missing[peers.rank :: peers.size]
+        own = missing[peers.share :: peers.num_shares]
         total = len(found) + sum(map(len, own))
 
         def progress(num_new: int) -> None:
@@ -120,7 +122,7 @@ def collect(
             return sampler.one_by_one([place for (place,) in own], progress)
         return sampler.batch_by_batch(own, progress)
 
-    found |= peers.exchange(_unless_stopped(sample_own, peers))
+    found |= peers.exchange(unless_stopped(sample_own, peers.any_reason))
     return [sampler.rollout(place, found[place].completion, found[place].verdict) for place in places]
 
 
@@ -185,19 +187,6 @@ class _Sampler:
 
 def _never_stop() -> None:
     """What has finished is kept, stop or not."""
-
-
-def _unless_stopped(work: Callable[[], list[Rollout]], peers: Peers) -> list[Rollout]:
-    """What `work` returns; StopRequested if any rank was stopped, so that none waits for another one."""
-    own_reason: str | None = None
-    done: list[Rollout] = []
-    try:
-        done = work()
-    except StopRequested as stop:
-        own_reason = str(stop)
-    if (reason := peers.any_reason(own_reason)) is not None:
-        raise StopRequested(reason)
-    return done
 
 
 def _judge(

@@ -1,7 +1,8 @@
 """The contract between the training loop and whatever generates completions.
 
 An engine's only state is its weights. Everything random comes in the request; tokens come back as they
-were sampled, with their log-probabilities. An engine knows nothing of rewards, groups or training.
+were sampled, with their log-probabilities. Several ranks may share one; then all of them make the same calls
+in the same order. An engine knows nothing of rewards, groups or training.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -66,8 +67,10 @@ class RolloutEngine(Protocol):
 
         `on_finished` is called once for each: as it finishes, in any order, if the engine is batch-invariant,
         else when all are done, in order. What it or `poll` raises comes through and leaves the engine as it
-        was. An engine that is not batch-invariant gives the same bits for the same requests under the same
-        weights. YaokiError while there are no weights.
+        was. Ranks that share an engine ask for the same and all get all; `on_finished` is called on the first
+        of them only, and StopRequested from the `poll` of one is raised on all. An engine that is not
+        batch-invariant gives the same bits for the same requests under the same weights. YaokiError while
+        there are no weights.
         """
         ...
 
@@ -76,7 +79,7 @@ class RolloutEngine(Protocol):
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Take over the learner's weights; all of them, or an error."""
+        """Take over the learner's weights, all of them; after an error the engine has none."""
         ...
 
     def sleep(self) -> None:

@@ -44,10 +44,11 @@ class TransformersEngine:
         return False
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Copy the learner's weights; raises YaokiError when a tensor is missing, left over or misshapen."""
+        """See RolloutEngine; each is copied as it comes, so after an error the engine has no weights."""
+        self.policy_version = -1
         own = self._model.state_dict()
         shapes = {name: tensor.shape for name, tensor in own.items()}
-        for name, tensor in dict(fitting(shapes, weights)).items():
+        for name, tensor in fitting(shapes, weights):
             own[name].copy_(tensor)
         self.policy_version = policy_version
 

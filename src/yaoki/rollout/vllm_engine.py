@@ -1,4 +1,4 @@
-"""Generation with vLLM's offline engine, one per rank, in the learner's process.
+"""Generation with vLLM's offline engine, one per rank or shared by neighbours, in the learner's process.
 
 vLLM batches continuously: each completion is handed on as it ends and does not depend, but for the last bits
 of its logits, on what is generated beside it. Where a completion ends is decided here, by the rule that holds
@@ -18,9 +18,11 @@ from yaoki.errors import WeightSyncError, YaokiError
 from yaoki.rollout.engine import OnFinished, Poll, Request, Sampling, keep_none
 from yaoki.rollout.growing import Row
 from yaoki.rollout.kept_settings import settings_kept
+from yaoki.rollout.leaving import unless_stopped
 from yaoki.rollout.pushed_weights import fitting
 from yaoki.rollout.stopping import StopCondition, eos_ids
 from yaoki.rollout.vllm_model import VllmOptions, library, new_model
+from yaoki.rollout.vllm_partners import Partners
 from yaoki.types import Completion
 
 _SEED_BITS = 0x7FFFFFFFFFFFFFFF
@@ -28,7 +30,10 @@ _SEED_BITS = 0x7FFFFFFFFFFFFFFF
 
 
 class VllmEngine:
-    """One engine of vLLM on this rank's device; it has no weights before `load_weights`."""
+    """One engine of vLLM on this rank's device, or its share of one; no weights before `load_weights`.
+
+    Ranks that share an engine make the same calls in the same order.
+    """
 
     def __init__(
         self,
@@ -49,6 +54,7 @@ class VllmEngine:
         self._stop = StopCondition(tokenizer, sampling.stop, eos_ids(config))
         self._request_numbers = count()
         self._model = new_model(config, type(skeleton).__name__, sampling, options)
+        self._partners = Partners(options.tensor_parallel)
         self._is_asleep = False
         self.policy_version = -1
 
@@ -96,6 +102,7 @@ class VllmEngine:
     ) -> list[Completion]:
         """See RolloutEngine."""
         engine = self._loaded().llm_engine
+        hand_on = on_finished if self._partners.is_first else keep_none
         rows: dict[str, Row] = {}
         completions: dict[int, Completion] = {}
         with settings_kept():
@@ -106,11 +113,11 @@ class VllmEngine:
                     prompt = {"prompt_token_ids": list(request.prompt_ids)}
                     engine.add_request(name, prompt, self._params(request.seed))
                 while rows:
-                    poll()
+                    unless_stopped(poll, self._partners.any_reason)
                     for name in self._step(engine, rows):
                         row = rows.pop(name)
                         completions[row.place] = row.completion(self._tokenizer)
-                        on_finished(row.place, completions[row.place])
+                        hand_on(row.place, completions[row.place])
             finally:
                 engine.abort_request(list(rows))
         return [completions[place] for place in range(len(requests))]
@@ -139,6 +146,7 @@ class VllmEngine:
             raise WeightSyncError(
                 f"vLLM holds weights of version {held}, not of version {self.policy_version}"
             )
+        self._model.take_cache()
         return self._model.llm
 
     def _params(self, seed: int) -> Any:

@@ -49,6 +49,8 @@ class VllmOptions:
     """Share of the device's memory, for weights, cache and all else. Used when updating in place."""
     in_place: bool
     """Update weights in place (on a GPU), or rebuild the engine for every push (on a CPU)."""
+    tensor_parallel: int = 1
+    """Ranks that share one engine, neighbours; the number of ranks is a multiple of it."""
 
 
 class VllmModel(Protocol):
@@ -59,6 +61,10 @@ class VllmModel(Protocol):
 
     def push(self, weights: Weights, policy_version: int) -> None:
         """Hold these weights, all of them, and acknowledge their version."""
+        ...
+
+    def take_cache(self) -> None:
+        """Take back the memory of keys and values. No part of a push: the learner may rest in between."""
         ...
 
     def sleep(self) -> None:
@@ -86,6 +92,12 @@ def new_model(
         raise UsageError(
             f"prompt and completion may take {options.max_tokens} tokens, the model goes up to {longest}",
             hint="lower engine.max_new_tokens or data.max_prompt_tokens",
+        )
+    num_heads = getattr(config, "num_attention_heads", 0)
+    if num_heads % options.tensor_parallel:
+        raise UsageError(
+            f"{options.tensor_parallel} workers cannot share the model's {num_heads} attention heads evenly",
+            hint="engine.tensor_parallel must divide the number of attention heads",
         )
     named = copy.deepcopy(config)
     named.architectures = [architecture]
@@ -116,6 +128,8 @@ class _Rebuilt:
             "enforce_eager": True,  # compiling would take longer than all else
             "kv_cache_memory_bytes": _cache_bytes(config, options),
         }
+        if _has_other_ranks():
+            self._arguments["distributed_executor_backend"] = _executor()
 
     def push(self, weights: Weights, policy_version: int) -> None:
         whole = {name: tensor.contiguous() for name, tensor in weights}
@@ -123,16 +137,18 @@ class _Rebuilt:
         with tempfile.TemporaryDirectory(prefix="yaoki-vllm-") as folder:
             save_file(whole, Path(folder) / "model.safetensors", metadata={"format": "pt"})
             self.llm = _start(self._config, folder, self._arguments)
+        # What it would do at its end, or at exit, ends the process groups, and they are the learner's too.
+        self.llm.llm_engine.engine_core._finalizer.detach()
         self.llm.update_weight_version(str(policy_version))
+
+    def take_cache(self) -> None:
+        """The engine was built with it."""
 
     def sleep(self) -> None:
         if self.llm is None:
             return
-        engine = self.llm.llm_engine
-        # What it would do itself to shut down ends with the process groups, and they are the learner's too.
-        engine.engine_core._finalizer.detach()
-        engine.model_executor.shutdown()
-        self.llm = engine = None
+        self.llm.llm_engine.model_executor.shutdown()
+        self.llm = None
         gc.unfreeze()  # it froze all objects when it started
         gc.collect()
 
@@ -152,6 +168,8 @@ class _UpdatedInPlace:
             "enable_sleep_mode": torch.cuda.is_available(),
             "weight_transfer_config": library().config.WeightTransferConfig(backend=_transfer()),
         }
+        if _has_other_ranks():
+            self._arguments["distributed_executor_backend"] = "external_launcher"
         self._has_cache = True
 
     def push(self, weights: Weights, policy_version: int) -> None:
@@ -162,11 +180,13 @@ class _UpdatedInPlace:
         self.llm.start_weight_update()
         self.llm.update_weights({"update_info": {"weights": weights}})
         self.llm.finish_weight_update(str(policy_version))
+        if not self.llm.reset_prefix_cache():
+            raise YaokiError("vLLM did not forget what it had cached with the old weights")
+
+    def take_cache(self) -> None:
         if not self._has_cache:
             self.llm.wake_up(tags=["kv_cache"])
             self._has_cache = True
-        if not self.llm.reset_prefix_cache():
-            raise YaokiError("vLLM did not forget what it had cached with the old weights")
 
     def sleep(self) -> None:
         if self.llm is not None:
@@ -184,6 +204,7 @@ def _arguments(sampling: Sampling, options: VllmOptions) -> dict[str, Any]:
         "dtype": options.precision,
         "max_model_len": options.max_tokens,
         "max_num_seqs": options.max_rows,
+        "tensor_parallel_size": options.tensor_parallel,
         "enable_prefix_caching": True,
         # The raw ones are before the temperature, the processed ones after it, and after top-p.
         "logprobs_mode": "raw_logprobs" if sampling.temperature == 1 else "processed_logprobs",
@@ -195,14 +216,12 @@ def _arguments(sampling: Sampling, options: VllmOptions) -> dict[str, Any]:
 def _start(config: PreTrainedConfig, folder: str, arguments: dict[str, Any]) -> Any:
     """vLLM's LLM on a model folder, which it does not need any more afterwards."""
     config.save_pretrained(folder)
-    executor = None
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        executor = "external_launcher"  # an engine of its own for each of the learner's ranks
+    if _has_other_ranks():
         os.environ.setdefault("RANK", str(torch.distributed.get_rank()))
         os.environ.setdefault("LOCAL_RANK", "0")
     try:
         with warnings.catch_warnings(action="ignore"):
-            return library().LLM(model=folder, distributed_executor_backend=executor, **arguments)
+            return library().LLM(model=folder, **arguments)
     except (RuntimeError, ValueError) as error:
         raise YaokiError(
             f"vLLM cannot start with this model: {error}",
@@ -225,9 +244,34 @@ def _cache_bytes(config: PreTrainedConfig, options: VllmOptions) -> int:
             hint="use engine.type=transformers, or another model",
         )
     itemsize = getattr(torch, options.precision).itemsize
-    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * size * itemsize
+    num_heads = max(1, config.num_key_value_heads // options.tensor_parallel)
+    token_bytes = 2 * config.num_hidden_layers * num_heads * size * itemsize
     row_bytes = token_bytes * (options.max_tokens + _CPU_BLOCK_TOKENS)
     return int(max(row_bytes, min(row_bytes * options.max_rows, _CPU_CACHE_BYTES)))
+
+
+def _has_other_ranks() -> bool:
+    """Then vLLM works on the learner's ranks, and starts no others."""
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
+@functools.cache
+def _executor() -> Any:
+    """vLLM's executor for ranks that are there already, on CPUs: they exchange tensors through gloo.
+
+    Left to itself vLLM takes shared memory, under a name that all runs of a machine would have in common, and
+    where a rank whose partner is gone waits for ever. It does not where ranks name their meeting differently.
+    """
+    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher  # type: ignore[import-not-found]
+
+    class OverGloo(ExecutorWithExternalLauncher):  # type: ignore[misc]
+        """As it is, but for the name. Nobody meets there: the process group exists."""
+
+        def _distributed_args(self) -> tuple[str, int, int]:
+            meeting, rank, local_rank = super()._distributed_args()
+            return f"{meeting}{rank}", rank, local_rank
+
+    return OverGloo
 
 
 @functools.cache

@@ -1,19 +1,24 @@
 """The composition root: from a config and a run directory to the live parts of an attempt."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from yaoki import fs
+from yaoki.checkpoint.ranks import together
 from yaoki.config.schema import Config
 from yaoki.errors import UsageError
 from yaoki.learner.learner import Learner
 from yaoki.learner.optim import TrainedNetwork
-from yaoki.learner.shard import shard
+from yaoki.learner.shard import fill, shard
 from yaoki.learner.world import World
-from yaoki.models.critic import build_critic, load_critic
-from yaoki.models.policy import build_causal_lm, load_causal_lm, load_tokenizer
+from yaoki.models.critic import build_critic, load_critic, load_critic_config
+from yaoki.models.policy import build_causal_lm, load_causal_lm, load_config, load_tokenizer
+from yaoki.models.skeleton import settle, skeleton
 from yaoki.ppo.kl_control import AdaptiveKL, FixedKL, KLController
 from yaoki.rollout.engine import Poll, RolloutEngine, Sampling
 from yaoki.rollout.probe import PROBE_TOKENS
@@ -26,16 +31,18 @@ from yaoki.run.directory import RunDirectory
 from yaoki.run.environment import Environment, cpu_name, software
 from yaoki.seeding import Purpose, seed
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The networks of a run, whole: those to be sharded in host memory, the engine's on its device."""
+    """The networks of a run on this rank's device: of all but the engine's its share."""
 
     policy: PreTrainedModel
     critic: PreTrainedModel | None
     reference: PreTrainedModel | None
     engine: PreTrainedModel | None
-    """None where the engine makes a model of its own."""
+    """Whole, and without weights until some are pushed; None where the engine makes a model of its own."""
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -52,9 +59,19 @@ def choose_device(config: Config, world: World) -> torch.device:
     return torch.device(kind, world.local_rank) if kind == "cuda" and world.size > 1 else torch.device(kind)
 
 
+def require_whole_engines(config: Config, world: World) -> None:
+    """UsageError if the ranks cannot share engines as the config asks."""
+    if world.size % (shared_by := config.engine.tensor_parallel):
+        raise UsageError(
+            f"engine.tensor_parallel is {shared_by}, and does not divide the number of workers, {world.size}",
+            hint="start with a multiple of it, such as --workers "
+            f"{shared_by * (world.size // shared_by + 1)}; or set engine.tensor_parallel=1",
+        )
+
+
 def environment(config: Config, device: torch.device, world: World) -> Environment:
     """What the bits of this attempt depend on, besides the config's trajectory."""
-    return software() | {
+    facts = software() | {
         "device": device.type,
         "device_name": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -64,95 +81,100 @@ def environment(config: Config, device: torch.device, world: World) -> Environme
         # What vLLM samples depends on what happens to be in its batch.
         "deterministic": config.run.deterministic and config.engine.type == "transformers",
     }
+    if config.engine.type == "vllm":
+        facts["tensor_parallel"] = config.engine.tensor_parallel
+    return facts
 
 
 def start_models(
     config: Config, directory: RunDirectory, device: torch.device, console: Console, poll: Poll, world: World
 ) -> Models:
-    """The networks at step 0; the first rank stores their architecture in the run directory."""
-    if not world.is_first:
-        world.loop.wait()
+    """The networks at step 0. The first rank alone reads weights, one network at a time, and deals them out.
+
+    It also stores the architecture in the run directory, from which every rank builds.
+
+    Raises what the first rank meets: NothingThereError, UsageError; on the others it becomes YaokiError.
+    """
+    policy_from, critic_from = config.policy.init_from, config.critic.init_from or config.policy.init_from
     trust = config.policy.trust_remote_code
-    policy_source = resolve_source(config.policy.init_from, config, console, poll)
-    tokenizer = load_tokenizer(policy_source, trust_remote_code=trust)
-    policy = load_causal_lm(policy_source, trust_remote_code=trust, dropout=config.policy.dropout)
-    critic = None
-    if config.train.algorithm == "ppo":
-        init_from = config.critic.init_from or config.policy.init_from
-        critic = load_critic(
-            resolve_source(init_from, config, console, poll),
-            trust_remote_code=trust,
-            dropout=config.critic.dropout,
-            head_seed=seed(config.train.seed, Purpose.VALUE_HEAD),
+
+    def on_first(work: Callable[[], T]) -> T | None:
+        return together(world.loop, work if world.is_first else _nothing)
+
+    def source(init_from: str) -> str:
+        return resolve_source(init_from, config, console, poll)
+
+    def load_policy() -> PreTrainedModel:
+        return load_causal_lm(source(policy_from), trust_remote_code=trust, dropout=config.policy.dropout)
+
+    def load_first_critic() -> PreTrainedModel:
+        head_seed = seed(config.train.seed, Purpose.VALUE_HEAD)
+        return load_critic(
+            source(critic_from), trust_remote_code=trust, dropout=config.critic.dropout, head_seed=head_seed
         )
-    if world.is_first:
-        _store_architecture(directory, policy, critic, tokenizer)
-        world.loop.wait()
-    return _complete(config, directory, device, policy, critic, tokenizer)
+
+    def store() -> None:
+        critic_source = source(critic_from) if config.train.algorithm == "ppo" else None
+        _store_architecture(config, directory, source(policy_from), critic_source)
+
+    on_first(store)
+    models = empty_models(config, directory, device, world)
+    fill(models.policy, on_first(load_policy), world)
+    if models.critic is not None:
+        fill(models.critic, on_first(load_first_critic), world)
+    if models.reference is not None:
+        models.reference.load_state_dict(models.policy.state_dict())  # rows to rows, on every rank
+    return models
+
+
+def _nothing() -> None:
+    """What there is to do for a rank that is not the first."""
 
 
 def _store_architecture(
-    directory: RunDirectory,
-    policy: PreTrainedModel,
-    critic: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase,
+    config: Config, directory: RunDirectory, policy_source: str, critic_source: str | None
 ) -> None:
-    policy.config.save_pretrained(directory.model / "policy")
-    tokenizer.save_pretrained(directory.model / "policy")
-    if critic is not None:
-        critic.config.save_pretrained(directory.model / "critic")
+    trust = config.policy.trust_remote_code
+    folder = directory.model / "policy"
+    load_tokenizer(policy_source, trust_remote_code=trust).save_pretrained(folder)
+    load_config(policy_source, trust_remote_code=trust, dropout=config.policy.dropout).save_pretrained(folder)
+    if critic_source is not None:
+        critic = load_critic_config(critic_source, trust_remote_code=trust, dropout=config.critic.dropout)
+        critic.save_pretrained(directory.model / "critic")
     fs.sync_tree(directory.model)
 
 
-def empty_models(config: Config, directory: RunDirectory, device: torch.device) -> Models:
-    """The same networks with weights yet to be restored, from the architecture in the run directory."""
+def empty_models(config: Config, directory: RunDirectory, device: torch.device, world: World) -> Models:
+    """The networks with weights yet to be filled in or restored, as the run directory describes them.
+
+    Nobody builds a whole network in host memory.
+    """
     trust = config.policy.trust_remote_code
-    source = str(directory.model / "policy")
-    tokenizer = load_tokenizer(source, trust_remote_code=trust)
-    policy = build_causal_lm(source, trust_remote_code=trust, dropout=config.policy.dropout)
-    critic = None
-    if config.train.algorithm == "ppo":
-        critic = build_critic(
-            str(directory.model / "critic"), trust_remote_code=trust, dropout=config.critic.dropout
-        )
-    return _complete(config, directory, device, policy, critic, tokenizer)
 
-
-def _complete(
-    config: Config,
-    directory: RunDirectory,
-    device: torch.device,
-    policy: PreTrainedModel,
-    critic: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Models:
-    """Add the copies of the policy: the reference (if there is one) and the engine's."""
-
-    def copy_of_policy() -> PreTrainedModel:
-        source = str(directory.model / "policy")
-        copy = build_causal_lm(source, trust_remote_code=config.policy.trust_remote_code, dropout=0.0)
-        copy.load_state_dict(policy.state_dict())
-        copy.eval().requires_grad_(False)
-        return copy
-
-    reference = copy_of_policy() if config.kl.needs_reference else None
-    engine = None
-    if config.engine.type == "transformers":
-        engine = copy_of_policy()
-        torch.nn.Module.to(engine, device)  # transformers' own `to` is not typed
-    return Models(policy, critic, reference, engine, tokenizer)
-
-
-def build_learner(config: Config, models: Models, world: World, device: torch.device) -> Learner:
-    """Networks, each rank its share, with their optimizers."""
+    def empty(name: str, build: Callable[..., PreTrainedModel], dropout: float) -> PreTrainedModel:
+        folder = str(directory.model / name)
+        return skeleton(partial(build, folder, trust_remote_code=trust, dropout=dropout))
 
     def spread(model: PreTrainedModel) -> PreTrainedModel:
         return shard(model, world, config.train, device)
 
-    policy = TrainedNetwork(spread(models.policy), config.policy)
-    critic = None if models.critic is None else TrainedNetwork(spread(models.critic), config.critic)
-    reference = None if models.reference is None else spread(models.reference)
-    return Learner(policy, critic, reference, config, world)
+    critic = reference = engine = None
+    policy = spread(empty("policy", build_causal_lm, config.policy.dropout))
+    if config.train.algorithm == "ppo":
+        critic = spread(empty("critic", build_critic, config.critic.dropout))
+    if config.kl.needs_reference:
+        reference = spread(empty("policy", build_causal_lm, 0.0).eval().requires_grad_(False))
+    if config.engine.type == "transformers":
+        engine = settle(empty("policy", build_causal_lm, 0.0), device)
+    tokenizer = load_tokenizer(str(directory.model / "policy"), trust_remote_code=trust)
+    return Models(policy, critic, reference, engine, tokenizer)
+
+
+def build_learner(config: Config, models: Models, world: World) -> Learner:
+    """The networks with their optimizers."""
+    policy = TrainedNetwork(models.policy, config.policy)
+    critic = None if models.critic is None else TrainedNetwork(models.critic, config.critic)
+    return Learner(policy, critic, models.reference, config, world)
 
 
 def build_engine(config: Config, models: Models, device: torch.device) -> RolloutEngine:
@@ -168,6 +190,7 @@ def build_engine(config: Config, models: Models, device: torch.device) -> Rollou
         max_rows=config.engine.batch_size,
         gpu_memory_utilization=config.engine.gpu_memory_utilization,
         in_place=device.type == "cuda",
+        tensor_parallel=config.engine.tensor_parallel,
     )
     return VllmEngine(models.policy.config, models.tokenizer, sampling, options)
 

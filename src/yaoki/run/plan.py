@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from yaoki.config.schema import Config
-from yaoki.errors import UsageError
 from yaoki.run.architecture import Architecture, Shapes, architecture_of
 
 _WEIGHT_BYTES = 4
@@ -38,7 +37,11 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """On the device of one worker. About."""
+    """On the device of one worker. About.
+
+    The learner's part is there all the time, or, with `train.offload`, not while generating; vLLM's is given
+    back while training, the transformers engine's copy of the policy is not.
+    """
 
     weights_bytes: int
     """4 bytes a parameter of policy and critic, divided by the number of workers."""
@@ -47,10 +50,12 @@ class Memory:
     reference_bytes: int
     """4 bytes a parameter of the policy, divided likewise; 0 without a reference."""
     engine_weights_bytes: int
-    """The engine's own copy of the policy, whole on each worker: 4 bytes a parameter."""
+    """The engine's own copy of the policy, whole on each worker: 4 bytes a parameter. vLLM's is in what is
+    computed in, divided by `engine.tensor_parallel`."""
     cache_bytes: int
     """Keys and values while generating: layers x 2 x completions x columns x width of the key heads x 4, with
-    the columns of a slab that grows by half whenever it is full."""
+    the columns of a slab that grows by half whenever it is full. vLLM's hold what is computed in, and are
+    divided like its weights; this is what it can use, it takes what it may."""
     gradients_bytes: int
     """4 bytes a parameter of the network that is being trained, divided by the number of workers."""
     gathered_bytes: int
@@ -59,20 +64,44 @@ class Memory:
     activations_bytes: int
     """What the backward pass of one micro-batch needs, see `_activation_bytes`."""
 
+    learner_rests: bool
+    """`train.offload` is set."""
+    engine_sleeps: bool
+    """The engine is vLLM."""
+
     @property
-    def resident_bytes(self) -> int:
-        """There all the time."""
-        return self.weights_bytes + self.moments_bytes + self.reference_bytes + self.engine_weights_bytes
+    def learner_bytes(self) -> int:
+        """Of what is trained, and the reference."""
+        return self.weights_bytes + self.moments_bytes + self.reference_bytes
 
     @property
     def update_bytes(self) -> int:
-        """There while training, when there is no cache."""
+        """What an update takes beside them."""
         return self.gradients_bytes + self.gathered_bytes + self.activations_bytes
+
+    @property
+    def generating_bytes(self) -> int:
+        """There while completions are sampled."""
+        engine_bytes = self.engine_weights_bytes + self.cache_bytes
+        return engine_bytes if self.learner_rests else engine_bytes + self.learner_bytes
+
+    @property
+    def pushing_bytes(self) -> int:
+        """There while the engine gets the learner's weights."""
+        return self.learner_bytes + self.engine_weights_bytes
+
+    @property
+    def updating_bytes(self) -> int:
+        """There while training, when there is no cache."""
+        training_bytes = (
+            self.learner_bytes + self.gradients_bytes + self.gathered_bytes + self.activations_bytes
+        )
+        return training_bytes if self.engine_sleeps else training_bytes + self.engine_weights_bytes
 
     @property
     def peak_bytes(self) -> int:
         """The most that is there at once."""
-        return self.resident_bytes + max(self.cache_bytes, self.update_bytes)
+        return max(self.generating_bytes, self.pushing_bytes, self.updating_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +113,9 @@ class Plan:
     policy: Network
     critic: Network | None
     memory: Memory
+    start_host_bytes: int
+    """What the first worker alone reads into host memory while a fresh run starts, one network at a time: 4
+    bytes a parameter of the larger one. On top of all else if it trains on the CPU; nothing on a resume."""
     checkpoint_bytes: int
     """All tensor files of one checkpoint, moments included. Exact for one worker; of several, each writes
     files whose headers, of some kilobytes, are counted as if they were full. state.json and manifest.json are
@@ -106,18 +138,13 @@ def plan_run(config: Config, *, num_workers: int, disk_gb_per_s: float) -> Plan:
         disk_gb_per_s: what the disk of the checkpoints writes, in 10^9 bytes a second.
 
     Raises:
-        NothingThereError, UsageError: see `architecture_of`; or the engine is one that this does not know.
+        NothingThereError, UsageError: see `architecture_of`.
     """
-    if config.engine.type != "transformers":
-        raise UsageError(
-            f"what the engine {config.engine.type} takes is not known here",
-            hint="leave engine.type out for the learner's share; vLLM takes engine.gpu_memory_utilization "
-            "of each device, and gives it back while training",
-        )
     policy = architecture_of(config.policy.init_from)
     critic, critic_source = None, config.critic.init_from or config.policy.init_from
     if config.train.algorithm == "ppo":
         critic = architecture_of(critic_source)
+    networks = [policy.policy(), *([] if critic is None else [critic.critic()])]
     checkpoint_bytes = num_workers * sum(map(_header_bytes, _checkpoint_files(config, policy, critic)))
     checkpoint_bytes += sum(map(_data_bytes, _checkpoint_files(config, policy, critic)))
     num_completions = config.train.num_prompts * config.train.group_size
@@ -128,6 +155,7 @@ def plan_run(config: Config, *, num_workers: int, disk_gb_per_s: float) -> Plan:
         policy=Network(config.policy.init_from, _num_elements(policy.policy())),
         critic=None if critic is None else Network(critic_source, _num_elements(critic.critic())),
         memory=_memory(config, policy, critic, num_workers),
+        start_host_bytes=max(_data_bytes(shapes) for shapes in networks),
         checkpoint_bytes=checkpoint_bytes,
         checkpoint_s=checkpoint_bytes / (disk_gb_per_s * 1e9),
         num_completions=num_completions,
@@ -148,11 +176,13 @@ def _memory(config: Config, policy: Architecture, critic: Architecture | None, n
         weights_bytes=_share(policy_weights + critic_weights, num_workers),
         moments_bytes=_share(len(_MOMENTS) * (policy_weights + critic_weights), num_workers),
         reference_bytes=_share(policy_weights, num_workers) if config.kl.needs_reference else 0,
-        engine_weights_bytes=policy_weights,
+        engine_weights_bytes=_engine_weights_bytes(config, policy),
         cache_bytes=_cache_bytes(config, policy),
         gradients_bytes=gradients,
         gathered_bytes=gathered,
         activations_bytes=activations,
+        learner_rests=config.train.offload,
+        engine_sleeps=config.engine.type == "vllm",
     )
 
 
@@ -195,11 +225,25 @@ def _activation_bytes(config: Config, network: Architecture, *, is_policy: bool)
     return num_tokens * (kept + logits)
 
 
+def _engine_weights_bytes(config: Config, policy: Architecture) -> int:
+    if config.engine.type == "transformers":
+        return _data_bytes(policy.policy())
+    whole_bytes = _COMPUTE_BYTES[config.train.precision] * _num_elements(policy.policy())
+    return _share(whole_bytes, config.engine.tensor_parallel)
+
+
 def _cache_bytes(config: Config, policy: Architecture) -> int:
-    """Keys and values of one micro-batch of rollouts when its last token is sampled."""
+    """Keys and values of the rollouts that grow at once when their last token is sampled."""
     num_rows = min(config.engine.batch_size, config.train.num_prompts * config.train.group_size)
-    columns = slab_columns(config.data.max_prompt_tokens, config.engine.max_new_tokens - 1)
-    return policy.num_layers * 2 * num_rows * columns * policy.key_size * _WEIGHT_BYTES
+    if config.engine.type == "transformers":
+        columns = slab_columns(config.data.max_prompt_tokens, config.engine.max_new_tokens - 1)
+        return policy.num_layers * 2 * num_rows * columns * policy.key_size * _WEIGHT_BYTES
+    columns = config.data.max_prompt_tokens + config.engine.max_new_tokens
+    heads = max(policy.num_kv_heads // config.engine.tensor_parallel, 1)
+    row_bytes = (
+        policy.num_layers * 2 * columns * heads * policy.head_dim * _COMPUTE_BYTES[config.train.precision]
+    )
+    return num_rows * row_bytes
 
 
 def slab_columns(num_first: int, num_more: int) -> int:

@@ -65,7 +65,6 @@ class Trainer:
         """
         progress = self.state.progress
         try:
-            self.state.learner.rest()
             self._boundary()
             while progress.global_step < self.config.train.steps:
                 self._step()
@@ -108,7 +107,6 @@ class Trainer:
         with watch("fingerprint"):
             row["history"] = progress.history
             row["fingerprint"] = {"rollouts": rollout_digest(rollouts), **self.state.fingerprint()}
-        learner.rest()
         self._check_divergence(row)
         self._record(row, watch, perf_counter() - start)
         self.console.samples(progress.global_step, rollouts)

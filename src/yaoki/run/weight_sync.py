@@ -22,10 +22,11 @@ class WeightSync:
     """How far log-probabilities of the two may be apart, in nats."""
 
     def push(self, policy_version: int) -> None:
-        """The engine generates with the learner's weights from here on; all ranks push together.
+        """The engine generates with the learner's weights from here on, and the learner rests.
 
-        WeightSyncError if it does not.
+        All ranks push together. WeightSyncError if the engine computes with other weights.
         """
         self.engine.load_weights(self.learner.weights(), policy_version)
         expected = model_logprobs(self.learner.policy.model, self.probe)
+        self.learner.rest()  # before the engine takes the memory of its cache, to compute
         check_weights(self.engine, policy_version, self.probe, expected, self.tolerance)

@@ -1,0 +1,107 @@
+"""A program: ranks of which two and two share an engine; prints what each saw, as JSON.
+
+`sharing.py NUM_RANKS FOLDER`
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.ranks import on_ranks
+from tests.rollout.asked import no_poll, requests
+from yaoki.errors import StopRequested
+from yaoki.learner.world import World
+from yaoki.models.base import tiny_tokenizer
+from yaoki.rollout.collect import collect
+from yaoki.rollout.engine import Poll, Sampling
+from yaoki.rollout.probe import check_weights, model_logprobs, probe_ids, tolerance
+from yaoki.rollout.vllm_engine import VllmEngine
+from yaoki.run.peers import RolloutPeers
+from yaoki.seeding import Purpose
+from yaoki.types import Prompt, Rollout, Task, Verdict, VerdictReason
+
+from .models import vllm_engine, wide_headed
+
+SAMPLING = Sampling(1.0, 1.0, 8, ())
+
+
+class Log:
+    """Holds nothing from before; keeps the places of what it is given."""
+
+    def __init__(self) -> None:
+        self.places: list[tuple[int, int]] = []
+
+    def find(self, places: Any) -> None:
+        return None
+
+    def append(self, rollouts: Sequence[Rollout]) -> None:
+        self.places += [(rollout.prompt_index, rollout.sample) for rollout in rollouts]
+
+
+class AlwaysRight:
+    """A verifier."""
+
+    def verify(self, jobs: Sequence[tuple[Task, str]], poll: Poll) -> list[Verdict]:
+        return [Verdict(1.0, VerdictReason.CORRECT) for _ in jobs]
+
+
+def generated(engine: VllmEngine) -> dict[str, Any]:
+    """Tokens and log-probabilities of all, and the places of those that were handed on here."""
+    places: list[int] = []
+    completions = engine.generate(requests(tiny_tokenizer()), no_poll, lambda place, _: places.append(place))
+    return {
+        "tokens": [completion.token_ids for completion in completions],
+        "logprobs": [completion.logprobs for completion in completions],
+        "places": sorted(places),
+    }
+
+
+def reason_of_a_stop(engine: VllmEngine, *, raises_at: int) -> str | None:
+    """With a `poll` that asks to stop at its call of that number; 0 for never."""
+    num_polls = 0
+
+    def poll() -> None:
+        nonlocal num_polls
+        num_polls += 1
+        if num_polls == raises_at:
+            raise StopRequested(f"poll {raises_at}")
+
+    try:
+        engine.generate(requests(tiny_tokenizer()), poll)
+    except StopRequested as stop:
+        return str(stop)
+    return None
+
+
+def collected(engine: VllmEngine, world: World) -> dict[str, Any]:
+    """A step of rollouts, with what this rank alone did for it."""
+    log, tokenizer = Log(), tiny_tokenizer()
+    prompts = [
+        Prompt(Task(text, text, "1", "test"), text, tuple(tokenizer(text)["input_ids"])) for text in "abcd"
+    ]
+    rollouts = collect(
+        engine, AlwaysRight(), prompts, purpose=Purpose.ROLLOUT, run_seed=1, step=0, num_samples=2,
+        batch_size=4, poll=no_poll, on_progress=lambda done, total: None, log=log,
+        peers=RolloutPeers(world, 2),
+    )  # fmt: skip
+    return {"logged": log.places, "rollouts": [rollout.completion.token_ids for rollout in rollouts]}
+
+
+def work(world: World) -> dict[str, Any]:
+    """Generate, be stopped on the last rank alone, take other weights, generate."""
+    models, tokenizer = [wide_headed(seed) for seed in (1, 2)], tiny_tokenizer()
+    probe = probe_ids(tokenizer)
+    engine = vllm_engine(models[0], tokenizer, SAMPLING, tensor_parallel=2)
+    seen: dict[str, Any] = {"first": generated(engine)}
+    seen["stop"] = reason_of_a_stop(engine, raises_at=3 if world.rank == world.size - 1 else 0)
+    seen["collected"] = collected(engine, world)
+    engine.load_weights(models[1].state_dict().items(), 1)
+    check_weights(engine, 1, probe, model_logprobs(models[1], probe), tolerance("float32"))
+    seen["second"] = generated(engine)
+    return seen
+
+
+if __name__ == "__main__":
+    print(json.dumps(on_ranks(int(sys.argv[1]), Path(sys.argv[2]), work)))

@@ -92,6 +92,22 @@ def test_an_exception_is_shown_once(start: Callable, words: list[str], run: Path
     assert processes_of(run) == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "code", "message"),
+    [
+        (["policy.init_from=/nowhere"], 5, "no usable model"),  # only the first worker looks for it
+        (["engine.type=vllm", "engine.tensor_parallel=3"], 2, "does not divide"),  # all of them meet it
+    ],
+)
+def test_an_error_is_shown_once_whoever_meets_it(
+    start: Callable, words: list[str], run: Path, settings: list[str], code: int, message: str
+) -> None:
+    done = start(*words, *settings).done()
+    assert done.code == code, done.said
+    assert done.said.count(message) == 1, done.said
+    assert processes_of(run) == []
+
+
 def test_a_signal_before_training_is_no_failure(start: Callable, words: list[str], run: Path) -> None:
     """Nobody listens yet, and there is nothing to save."""
     command = start(*words)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar, cast
 
 from yaoki.checkpoint.canonical import JSON, encode, parse
-from yaoki.errors import CorruptCheckpointError, YaokiError
+from yaoki.errors import CorruptCheckpointError, PeerLostError, YaokiError
 
 T = TypeVar("T")
 
@@ -46,8 +46,8 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
     """Do a piece of work on every rank; it has succeeded on all, or fails on all.
 
     Raises:
-        what `work` raises here; or GivenUp, CorruptCheckpointError, YaokiError, as on the first rank where it
-            failed, with that rank's number.
+        what `work` raises here; or GivenUp, CorruptCheckpointError, as on the first rank where it failed, and
+            PeerLostError for what else that one raised, with its number.
     """
     failure: Exception | None = None
     try:
@@ -73,6 +73,6 @@ def _report(failure: Exception) -> JSON:
 def _error(rank: int, report: JSON) -> Exception:
     match report:
         case {"given_up": False, "corrupt": bool(is_corrupt), "message": str(message), "hint": hint}:
-            kind = CorruptCheckpointError if is_corrupt else YaokiError
+            kind = CorruptCheckpointError if is_corrupt else PeerLostError
             return kind(f"worker {rank}: {message}", hint=hint if isinstance(hint, str) else None)
     return GivenUp()

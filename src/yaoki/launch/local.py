@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,8 @@ from yaoki.learner.environment import STORE_FILE
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _LEAVE_S = 10.0
 """How long workers may take to leave by themselves when one of them is gone."""
+_SPEAK_S = 2.0
+"""How long the first worker, which has the terminal, may take to say what another one has ended with, too."""
 _POLL_S = 0.05
 
 
@@ -44,7 +46,7 @@ def run_workers(num_workers: int, arguments: Sequence[str], logs: Path) -> int:
             place |= {STORE_FILE: f"{meeting}/store", "GLOO_SOCKET_IFNAME": "lo"}
             workers.append(start(arguments, place, log, death_signal=signal.SIGTERM))
         forwarder.begin(workers)
-        while (failed := _failed(workers)) is None and any(worker.poll() is None for worker in workers):
+        while (failed := _failed(workers)) is None and _any_runs(workers):
             time.sleep(_POLL_S)
         if failed is None:
             return max(worker.returncode for worker in workers)
@@ -91,15 +93,28 @@ def _failed(workers: Sequence[Process]) -> int | None:
 
 
 def _first_cause(workers: Sequence[Process], failed: int) -> int:
-    """Of the workers that failed, one that did not because another one was gone; it may end a bit later."""
-    end = time.monotonic() + _LEAVE_S
+    """Of the workers that failed, one that did not because another one was gone; it may end a bit later.
+
+    If all of them met the same, the first one, for it has said so already.
+    """
+    _wait_until(lambda: bool(_causes(workers)) or not _any_runs(workers), _LEAVE_S)
+    _wait_until(lambda: workers[0].poll() is not None, _SPEAK_S)
+    return next(iter([*_causes(workers), failed]))
+
+
+def _causes(workers: Sequence[Process]) -> list[int]:
     others = (None, 0, StopRequested.exit_code, PeerLostError.exit_code)
-    while time.monotonic() < end:
-        causes = [rank for rank, worker in enumerate(workers) if worker.poll() not in others]
-        if causes or all(worker.poll() is not None for worker in workers):
-            return next(iter([*causes, failed]))
+    return [rank for rank, worker in enumerate(workers) if worker.poll() not in others]
+
+
+def _any_runs(workers: Sequence[Process]) -> bool:
+    return any(worker.poll() is None for worker in workers)
+
+
+def _wait_until(is_so: Callable[[], bool], timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_so() and time.monotonic() < end:
         time.sleep(_POLL_S)
-    return failed
 
 
 def _outcome(rank: int, code: int, logs: Path, received: set[int]) -> int:
@@ -113,12 +128,10 @@ def _outcome(rank: int, code: int, logs: Path, received: set[int]) -> int:
 
 def _end(workers: Sequence[Process]) -> None:
     """Ask all to leave; kill those that do not."""
-    end = time.monotonic() + _LEAVE_S
     for worker in workers:
         if worker.poll() is None:
             worker.terminate()
-    while any(worker.poll() is None for worker in workers) and time.monotonic() < end:
-        time.sleep(_POLL_S)
+    _wait_until(lambda: not _any_runs(workers), _LEAVE_S)
     _kill(workers)
 
 

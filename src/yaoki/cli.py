@@ -1,9 +1,12 @@
 """The commands. Parses, calls, prints; imports torch only when a command needs it."""
 
 import json
+import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -21,7 +24,7 @@ from yaoki.cli_text import describe_evaluation, describe_outcome
 from yaoki.config.load import load_config, with_overrides
 from yaoki.config.schema import Config
 from yaoki.errors import NothingThereError, PeerLostError, StopRequested, UsageError, YaokiError
-from yaoki.launch.local import run_workers
+from yaoki.launch.local import num_local_workers, run_workers
 from yaoki.launch.process import end_with_launcher, is_launched
 from yaoki.run.directory import RunDirectory
 from yaoki.storage.fetch import fetch_config
@@ -41,6 +44,8 @@ def train(
     ray: Annotated[bool, typer.Option("--ray", help="Train on a Ray cluster, or a local one.")] = False,
 ) -> None:
     """Start a run, or resume the one that the run directory holds."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, _leave)  # until training listens
     recipe, overrides = split_words(words or [])
     directory, config = _resolve(recipe, overrides, run)
     low, high = _num_workers(workers, may_be_range=ray)
@@ -63,10 +68,23 @@ def train(
         print(
             f"{directory.path} is finished: {outcome.step} of {outcome.step} steps are done. "
             f"To go on, raise train.steps:\n"
-            f"  yaoki train --run {directory.path} train.steps={2 * outcome.step}"
+            f"  {_train_command(directory)} train.steps={2 * outcome.step}"
         )
         return
-    print(describe_outcome(outcome.summary, directory))
+    print(describe_outcome(outcome.summary, directory, _train_command(directory)))
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    name = signal.Signals(number).name
+    print(f"stopped: {name} received; the same command goes on from what is on disk", file=sys.stderr)
+    sys.exit(StopRequested.exit_code)
+
+
+def _train_command(directory: RunDirectory) -> str:
+    """What goes on with the run as it was trained."""
+    workers = num_local_workers()
+    return f"yaoki train --run {directory.path}" + (f" --workers {workers}" if workers > 1 else "")
 
 
 def export(
@@ -141,7 +159,8 @@ def main() -> None:
     try:
         application()()
     except YaokiError as error:
-        if not (isinstance(error, PeerLostError) and is_launched()):  # the launcher shows the cause
+        # Where the first worker of a launcher has the terminal, the launcher shows the cause.
+        if not (isinstance(error, PeerLostError) and is_launched() and os.environ.get("RANK") == "0"):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:

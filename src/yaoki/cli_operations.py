@@ -10,6 +10,7 @@ import typer
 
 from yaoki.cli_options import JsonOption, OverridesArgument, RunArgument, WordsArgument, split_words
 from yaoki.cli_text import describe_fork, describe_mined, describe_proof, describe_rollouts, describe_status
+from yaoki.errors import StopRequested, YaokiError
 from yaoki.run.directory import RunDirectory
 
 
@@ -106,8 +107,11 @@ def _restored(run: RunDirectory, step: int) -> Path:
     from yaoki.run.console import Console
     from yaoki.run.restore import restore_step
 
-    with Console(0) as console:
-        return restore_step(run, step, console)
+    try:
+        with Console(0) as console:
+            return restore_step(run, step, console)
+    except StopRequested as reason:
+        raise YaokiError(f"stopped: {reason}; nothing was restored", hint="start it again") from reason
 
 
 def prove(

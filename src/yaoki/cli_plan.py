@@ -33,6 +33,10 @@ def plan(
         print(json.dumps(_as_json(found, gpu_gb), indent=2))
         return
     print(_describe(found, disk_gb_per_s))
+    if gpu_gb is not None and config.engine.type == "vllm":
+        share_gb = config.engine.gpu_memory_utilization * gpu_gb
+        print(f"\nvLLM may take {share_gb:g} GB of each GPU (engine.gpu_memory_utilization)", end="")
+        print("" if found.memory.engine_weights_bytes < share_gb * 1e9 else ": too little for its weights")
     if gpu_gb is not None and not _fits(found, gpu_gb):
         print(f"\n{_warning(found.memory, config, gpu_gb)}")
 

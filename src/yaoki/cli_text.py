@@ -11,8 +11,8 @@ _NUM_SHOWN = 5
 """Checkpoints in a status."""
 
 
-def describe_outcome(summary: dict[str, Any], directory: RunDirectory) -> str:
-    """The end of a run: what it reached, and what to do with it."""
+def describe_outcome(summary: dict[str, Any], directory: RunDirectory, command: str) -> str:
+    """The end of a run: what it reached, and what to do with it. `command` goes on with it."""
     path = directory.path
     attempts = "1 attempt" if summary["attempts"] == 1 else f"{summary['attempts']} attempts"
     return f"""
@@ -20,7 +20,7 @@ run        {path}: {summary["steps"]} steps in {summary["train_seconds"]} s of t
 accuracy   {_share(summary["accuracy_before"])} before, {_share(summary["accuracy_after"])} after (held out)
 
 resume     the command that started it goes on where it was; for more steps:
-           yaoki train --run {path} train.steps={2 * summary["steps"]}
+           {command} train.steps={2 * summary["steps"]}
 look       yaoki status {path}
            tensorboard --logdir {directory.tensorboard}
 export     yaoki export {path} --to {path}/export

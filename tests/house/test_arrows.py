@@ -42,7 +42,7 @@ ROOMS = {
     "launch": {"learner", "errors"},
     "cli_plan": {"cli_options", "cli_tables", "config", "run"},
     "cli_checkpoints": {"cli_options", "cli_tables", "run", "journal", "errors"},
-    "cli_operations": {"cli_options", "cli_text", "run", "journal"},
+    "cli_operations": {"cli_options", "cli_text", "run", "journal", "errors"},
     "cli": {
         "cli_options",
         "cli_text",

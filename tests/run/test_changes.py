@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.resume.harness import assert_same_run, checkpoint_steps
-from yaoki.errors import DataError, RefusedError
+from yaoki.errors import DataError, NothingThereError, RefusedError
 from yaoki.run.directory import RunDirectory
 
 from .attempts import STEPS, config_of, shown_by, train_here
@@ -156,3 +156,13 @@ def test_a_refused_change_is_not_stored(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="training data has changed"):
         train_here(tmp_path / "run", config_of(*settings, f'data.files=["{second}"]', "train.steps=3"))
     assert RunDirectory(tmp_path / "run").stored_config() == config
+
+
+def test_a_run_that_has_not_begun_takes_any_config(tmp_path: Path, finished: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(NothingThereError):
+        train_here(path, config_of("policy.init_from=/nowhere", "train.group_size=2"))
+    assert not RunDirectory(path).has_begun
+    train_here(path, config_of())
+    assert RunDirectory(path).has_begun
+    assert_same_run(path, finished, STEPS)

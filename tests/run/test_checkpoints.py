@@ -106,4 +106,7 @@ def test_a_pin_needs_a_checkpoint(run: RunDirectory, monkeypatch: pytest.MonkeyP
     with pytest.raises(NothingThereError, match="no checkpoint of step 1"):
         pin_checkpoint(run, "mine", 1)
     pin_checkpoint(run, "mine", 3)
+    pin_checkpoint(run, "mine", 3)
+    with pytest.raises(RefusedError, match="step 3 is pinned as mine"):
+        pin_checkpoint(run, "mine", 2)
     assert [entry["pins"] for entry in listed(run)] == [["mine"], []]

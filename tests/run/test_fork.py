@@ -20,7 +20,7 @@ from yaoki.run.directory import RunDirectory
 from yaoki.run.fork import fork
 from yaoki.run.status import run_status
 
-from .attempts import shown_by, train_here
+from .attempts import config_of, shown_by, train_here
 
 Contents = Callable[[Path], dict[str, bytes]]
 AT_2 = directory_name(2)
@@ -230,3 +230,11 @@ def test_a_fork_that_was_killed_leaves_no_run_and_can_be_made_again(
     assert [path.name for path in tmp_path.iterdir()] == ["new.tmp"]
     fork_at_2(finished, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_fork_has_no_part_in_its_parents_url(tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    train_here(parent, config_of(f"run.storage=file://{tmp_path}/bucket"))
+    assert fork_at_2(parent, tmp_path / "fork").stored_config().run.storage == ""
+    own = f"file://{tmp_path}/own"
+    assert fork_at_2(parent, tmp_path / "other", f"run.storage={own}").stored_config().run.storage == own

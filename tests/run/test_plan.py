@@ -223,6 +223,13 @@ def test_a_learner_that_rests_makes_room_for_the_engine() -> None:
     assert memory.updating_bytes == memory.learner_bytes + memory.engine_weights_bytes + memory.update_bytes
 
 
+def test_workers_that_cannot_share_engines() -> None:
+    size = ["policy.init_from=Qwen/Qwen2.5-0.5B", "engine.type=vllm", "engine.tensor_parallel=2"]
+    with pytest.raises(UsageError, match="does not divide 3 workers"):
+        plan_of(*size, num_workers=3)
+    plan_of(*size, num_workers=4)
+
+
 def test_the_first_worker_reads_one_network_at_a_time() -> None:
     size = "policy.init_from=Qwen/Qwen2.5-0.5B"
     assert plan_of(size, num_workers=8).start_host_bytes == 4 * 494_033_664

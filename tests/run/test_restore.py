@@ -1,5 +1,7 @@
 """Any step can be made a checkpoint again, with the bits that it had; the run itself stays as it is."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,7 +77,7 @@ def test_a_fork_of_an_unsaved_step_trains_on(journaled: Path, tmp_path: Path) ->
 
 
 def test_what_cannot_be_restored_is_said(journaled: Path, finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(NothingThereError, match="no rollouts of step 4"):
+    with pytest.raises(NothingThereError, match="no row of step 4, its last one is of step 3"):
         restore(journaled, 4)
     with pytest.raises(UsageError, match="no step -1"):
         restore(journaled, -1)
@@ -112,3 +114,37 @@ def test_other_bits_than_recorded_are_not_restored(journaled: Path) -> None:
     with pytest.raises(DivergenceError, match="step 1 differs"):
         restore(journaled, 1)
     assert checkpoint_steps(journaled) == [STEPS]
+
+
+def test_a_step_without_a_row_is_not_restored(journaled: Path) -> None:
+    """Killed after the rollouts of a step and before its row: that step is for the run itself to do."""
+    shutil.rmtree(journaled / "checkpoints" / f"step-{STEPS:08d}")
+    (journaled / "summary.json").unlink()
+    rows = (journaled / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (journaled / "metrics.jsonl").write_bytes(b"".join(rows[:-1]))
+    with pytest.raises(NothingThereError, match=f"no row of step {STEPS}"):
+        restore(journaled, STEPS)
+    assert checkpoint_steps(journaled) == []
+    assert restore(journaled, STEPS - 1).is_dir()
+
+
+def test_rows_of_another_environment_are_not_matched(tmp_path: Path) -> None:
+    """Nothing that was recorded can be compared with; a checkpoint of it could not be gone on from."""
+    path = tmp_path / "run"
+    train_here(path, config_of(KEEP_ALL, "train.steps=2", "checkpoint.every_steps=0"))
+    train_here(path, config_of(KEEP_ALL, "run.num_threads=2", "checkpoint.every_steps=0"))
+    before = checkpoint_steps(path)
+    with pytest.raises(DivergenceError, match="another environment"):
+        restore(path, 1)
+    assert checkpoint_steps(path) == before
+
+
+def test_the_copy_at_the_url_is_left_alone(
+    tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    path, bucket = tmp_path / "run", tmp_path / "bucket"
+    overrides = [KEEP_ALL, "checkpoint.every_steps=0", f"run.storage=file://{bucket}", "run.max_seconds=1000"]
+    train_here(path, config_of(*overrides))
+    before = contents(bucket)
+    restore(path, 1)
+    assert contents(bucket) == before

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar, cast
 
 from yaoki.checkpoint.canonical import JSON, encode, parse
-from yaoki.errors import CorruptCheckpointError, PeerLostError, YaokiError
+from yaoki.errors import CorruptCheckpointError, PeerLostError, StopRequested, YaokiError
 
 T = TypeVar("T")
 
@@ -46,13 +46,13 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
     """Do a piece of work on every rank; it has succeeded on all, or fails on all.
 
     Raises:
-        what `work` raises here; or GivenUp, CorruptCheckpointError, as on the first rank where it failed, and
-            PeerLostError for what else that one raised, with its number.
+        what `work` raises here; or GivenUp, StopRequested, CorruptCheckpointError, as on the first rank where
+            it failed, and PeerLostError for what else that one raised, with its number.
     """
     failure: Exception | None = None
     try:
         done = work()
-    except (YaokiError, OSError, GivenUp) as error:
+    except (YaokiError, OSError, GivenUp, StopRequested) as error:
         failure = error
     reports = shared(ranks, None if failure is None else _report(failure))
     if failure is not None:
@@ -66,13 +66,16 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
 def _report(failure: Exception) -> JSON:
     message = failure.message if isinstance(failure, YaokiError) else str(failure)
     hint = failure.hint if isinstance(failure, YaokiError) else None
-    is_corrupt = isinstance(failure, CorruptCheckpointError)
-    return {"given_up": isinstance(failure, GivenUp), "corrupt": is_corrupt, "message": message, "hint": hint}
+    kinds = (GivenUp, StopRequested, CorruptCheckpointError)
+    kind = next((kind.__name__ for kind in kinds if isinstance(failure, kind)), None)
+    return {"kind": kind, "message": message, "hint": hint}
 
 
 def _error(rank: int, report: JSON) -> Exception:
     match report:
-        case {"given_up": False, "corrupt": bool(is_corrupt), "message": str(message), "hint": hint}:
-            kind = CorruptCheckpointError if is_corrupt else PeerLostError
-            return kind(f"worker {rank}: {message}", hint=hint if isinstance(hint, str) else None)
+        case {"kind": "StopRequested", "message": str(reason)}:
+            return StopRequested(reason)
+        case {"kind": "CorruptCheckpointError" | None as kind, "message": str(message), "hint": hint}:
+            error = PeerLostError if kind is None else CorruptCheckpointError
+            return error(f"worker {rank}: {message}", hint=hint if isinstance(hint, str) else None)
     return GivenUp()

@@ -69,11 +69,22 @@ def read_rows(file: TensorFile, pieces: Sequence[Piece]) -> int:
         for piece in wanted:
             assert piece.target is not None
             data = bytearray(piece.take_bytes)
-            if os.preadv(opened.fileno(), [data], piece.begin) != len(data):
+            if _read_at(opened.fileno(), memoryview(data), piece.begin) != len(data):
                 raise CorruptCheckpointError(f"{file.path}: it ends before {piece.begin + len(data)} bytes")
             _put(piece, 0, memoryview(data))
             num_read += len(data)
     return num_read
+
+
+def _read_at(descriptor: int, target: memoryview, begin: int) -> int:
+    """As many bytes as there are; the system gives at most 2 GiB at once."""
+    num_bytes = 0
+    while num_bytes < len(target):
+        num_read = os.preadv(descriptor, [target[num_bytes:]], begin + num_bytes)
+        if not num_read:
+            break
+        num_bytes += num_read
+    return num_bytes
 
 
 def _take_part(piece: Piece, num_before: int, given: memoryview) -> None:

@@ -35,7 +35,8 @@ class RunConfig(Section):
     """Stop, resumable, when the disk of the run directory has less free space than this, in 10^9 bytes."""
     peer_timeout_s: float = Field(600.0, gt=0, json_schema_extra=FREE)
     """With several workers: how long one waits for another that neither answers nor is known to be gone. One
-    that is known to be gone is an error at once. Must be longer than the workers differ in generating."""
+    that is known to be gone is an error at once. Must be longer than the workers differ in generating. While
+    the first one loads a model or fetches a run, the others wait as long as it takes."""
     storage: str = Field("", json_schema_extra=FREE)
     """An fsspec URL such as `s3://bucket/runs/my-run` that the run is copied to while it goes on, and from
     which it is fetched where its directory is missing. Credentials come from the environment. Empty means

@@ -1,5 +1,7 @@
 """How many rollouts a resume would find, from the footers of the parts alone: an estimate for eyes."""
 
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +46,8 @@ def _num_rollouts(directory: Path, run_id: str, config_digest: str) -> int:
         if name.suffix:
             continue
         try:
+            if not stat.S_ISREG(os.lstat(directory / str(name)).st_mode):
+                continue
             found = pq.read_metadata(directory / str(name))
         except (pa.ArrowException, OSError):
             continue

@@ -4,6 +4,7 @@ The first worker has the terminal; each of the others has a log. When one fails 
 ended, and what the first one said is shown once. It knows nothing of what workers do.
 """
 
+import os
 import signal
 import sys
 import tempfile
@@ -51,8 +52,17 @@ def run_workers(num_workers: int, arguments: Sequence[str], logs: Path) -> int:
         if failed is None:
             return max(worker.returncode for worker in workers)
         rank = _first_cause(workers, failed)
+        silent = [rank for rank, worker in enumerate(workers) if worker.poll() is None]
         _end(workers)
+        if workers[rank].returncode == PeerLostError.exit_code:
+            print(_describe_silence(silent), file=sys.stderr)
+            return PeerLostError.exit_code
         return _outcome(rank, workers[rank].returncode, logs, forwarder.received)
+
+
+def num_local_workers() -> int:
+    """In a worker: how many `run_workers` has started; 1 if somebody else has started this process."""
+    return int(os.environ["WORLD_SIZE"]) if STORE_FILE in os.environ else 1
 
 
 class _Forwarder:
@@ -124,6 +134,15 @@ def _outcome(rank: int, code: int, logs: Path, received: set[int]) -> int:
     log = log_path(logs, rank) if rank else None
     print(describe_failure(rank, code, last_words(log) if log else "", log), file=sys.stderr)
     return exit_code(code)
+
+
+def _describe_silence(silent: Sequence[int]) -> str:
+    """No worker has failed by itself; some did not hear from others that were still there."""
+    names = f"worker {', '.join(map(str, silent))} did not" if silent else "the workers did not all"
+    return (
+        f"error: {names} answer for run.peer_timeout_s; all were ended\n\n"
+        "hint: see what it was doing; the same command goes on from what is on disk"
+    )
 
 
 def _end(workers: Sequence[Process]) -> None:

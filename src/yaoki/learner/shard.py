@@ -25,7 +25,7 @@ def shard(model: PreTrainedModel, world: World, config: TrainConfig, device: tor
     Gradients come out as sums over the ranks, not means: losses are divided by the tokens of all ranks.
     """
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if world.size > 1 or config.precision != "float32":
         _cut(model, world, config, device)
     return settle(model, device)

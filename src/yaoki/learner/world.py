@@ -7,8 +7,10 @@ It knows nothing of what the messages mean.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
+from itertools import count
 
 import torch
 import torch.distributed as dist
@@ -74,6 +76,10 @@ class World:
     writer: Channel
     """For the thread that writes checkpoints."""
     store: Store | None = None
+    timeout_s: float = 0.0
+    """Of collectives."""
+    turns: Iterator[int] = field(default_factory=partial(count, 1))
+    """Numbers, on every rank the same ones, what is waited for; see `waiting`."""
 
     @property
     def is_first(self) -> bool:
@@ -138,7 +144,7 @@ def joined(
             Channel(rank, size, dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2)
         )
     try:
-        yield World(rank, size, local_rank, loop, writer, _get_default_store())
+        yield World(rank, size, local_rank, loop, writer, _get_default_store(), timeout_s)
     finally:
         dist.destroy_process_group()
 

@@ -51,6 +51,8 @@ class VllmOptions:
     """Update weights in place (on a GPU), or rebuild the engine for every push (on a CPU)."""
     tensor_parallel: int = 1
     """Ranks that share one engine, neighbours; the number of ranks is a multiple of it."""
+    timeout_s: int = 1800
+    """How long ranks that share an engine wait for one that does not answer."""
 
 
 class VllmModel(Protocol):
@@ -93,15 +95,25 @@ def new_model(
             f"prompt and completion may take {options.max_tokens} tokens, the model goes up to {longest}",
             hint="lower engine.max_new_tokens or data.max_prompt_tokens",
         )
-    num_heads = getattr(config, "num_attention_heads", 0)
-    if num_heads % options.tensor_parallel:
-        raise UsageError(
-            f"{options.tensor_parallel} workers cannot share the model's {num_heads} attention heads evenly",
-            hint="engine.tensor_parallel must divide the number of attention heads",
-        )
+    require_even_slices(config, options.tensor_parallel)
     named = copy.deepcopy(config)
     named.architectures = [architecture]
     return (_UpdatedInPlace if options.in_place else _Rebuilt)(named, sampling, options)
+
+
+def require_even_slices(config: PreTrainedConfig, num_slices: int) -> None:
+    """UsageError unless vLLM can cut the model into so many slices."""
+    num_heads = getattr(config, "num_attention_heads", 0)
+    num_key_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    inner_size = getattr(config, "intermediate_size", None) or 0
+    are_keys_even = num_key_heads % num_slices == 0 or num_slices % num_key_heads == 0
+    if num_heads % num_slices or inner_size % num_slices or not are_keys_even:
+        raise UsageError(
+            f"{num_slices} workers cannot share the model's {num_heads} attention heads, {num_key_heads} key "
+            f"heads and {inner_size} inner units evenly",
+            hint="engine.tensor_parallel must divide heads and inner units, and divide the key heads or be a "
+            "multiple of them",
+        )
 
 
 def library() -> Any:
@@ -205,6 +217,8 @@ def _arguments(sampling: Sampling, options: VllmOptions) -> dict[str, Any]:
         "max_model_len": options.max_tokens,
         "max_num_seqs": options.max_rows,
         "tensor_parallel_size": options.tensor_parallel,
+        "distributed_timeout_seconds": options.timeout_s,
+        "cpu_distributed_timeout_seconds": options.timeout_s,
         "enable_prefix_caching": True,
         # The raw ones are before the temperature, the processed ones after it, and after top-p.
         "logprobs_mode": "raw_logprobs" if sampling.temperature == 1 else "processed_logprobs",

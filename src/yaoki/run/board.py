@@ -1,5 +1,6 @@
 """Metrics rows as TensorBoard events. Written beside metrics.jsonl, never read."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -14,18 +15,28 @@ class Board:
     def __init__(self, directory: Path, first_step: int) -> None:
         _wait_for_a_new_second(directory)
         self._writer = SummaryWriter(str(directory), purge_step=first_step)
+        self._has_room = True
 
     def write(self, row: Row) -> None:
         """Add one row's numbers under their names; those of `timing` under `timing/`."""
+        if not self._has_room:
+            return
+        try:
+            self._write(row)
+        except OSError:  # it is for eyes only; what counts is in metrics.jsonl
+            self._has_room = False
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _write(self, row: Row) -> None:
         values = {k: v for k, v in row.items() if k not in ("step", "attempt")}
         values |= {f"timing/{name}": value for name, value in row.get("timing", {}).items()}
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, row["step"])
         self._writer.flush()  # a killed process must not take the points of saved steps with it
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def _wait_for_a_new_second(directory: Path) -> None:

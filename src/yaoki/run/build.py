@@ -1,5 +1,6 @@
 """The composition root: from a config and a run directory to the live parts of an attempt."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from yaoki.errors import UsageError
 from yaoki.learner.learner import Learner
 from yaoki.learner.optim import TrainedNetwork
 from yaoki.learner.shard import fill, shard
+from yaoki.learner.waiting import while_first_works
 from yaoki.learner.world import World
 from yaoki.models.critic import build_critic, load_critic, load_critic_config
 from yaoki.models.policy import build_causal_lm, load_causal_lm, load_config, load_tokenizer
@@ -99,7 +101,7 @@ def start_models(
     trust = config.policy.trust_remote_code
 
     def on_first(work: Callable[[], T]) -> T | None:
-        return together(world.loop, work if world.is_first else _nothing)
+        return together(world.loop, partial(while_first_works, world, work))
 
     def source(init_from: str) -> str:
         return resolve_source(init_from, config, console, poll)
@@ -125,10 +127,6 @@ def start_models(
     if models.reference is not None:
         models.reference.load_state_dict(models.policy.state_dict())  # rows to rows, on every rank
     return models
-
-
-def _nothing() -> None:
-    """What there is to do for a rank that is not the first."""
 
 
 def _store_architecture(
@@ -191,6 +189,7 @@ def build_engine(config: Config, models: Models, device: torch.device) -> Rollou
         gpu_memory_utilization=config.engine.gpu_memory_utilization,
         in_place=device.type == "cuda",
         tensor_parallel=config.engine.tensor_parallel,
+        timeout_s=math.ceil(config.run.peer_timeout_s),
     )
     return VllmEngine(models.policy.config, models.tokenizer, sampling, options)
 

@@ -16,7 +16,7 @@ from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.verify import verify
 from yaoki.config.schema import CheckpointConfig
-from yaoki.errors import CorruptCheckpointError, NothingThereError
+from yaoki.errors import CorruptCheckpointError, NothingThereError, RefusedError
 from yaoki.journal.metrics import Row
 from yaoki.run.directory import RunDirectory
 from yaoki.run.find import require_checkpoint
@@ -102,9 +102,15 @@ def policy_of(config: CheckpointConfig, keep_since_unix_s: float | None = None) 
 def pin_checkpoint(directory: RunDirectory, name: str, step: int) -> None:
     """Make sure that the checkpoint of `step` stays, whatever is pruned, also by a process that trains now.
 
-    NothingThereError if there is none, or if it was removed at this very moment.
+    NothingThereError if there is none, or if it was removed at this very moment; RefusedError if the name
+    holds another one.
     """
     require_checkpoint(directory, step)
+    if (held := Pins(directory.checkpoints).by_name().get(name, step)) != step:
+        raise RefusedError(
+            f"step {held} is pinned as {name}",
+            hint=f"take another name, or let it go first: yaoki checkpoints unpin {directory.path} {name}",
+        )
     Pins(directory.checkpoints).set(name, step)
     try:
         require_checkpoint(directory, step)

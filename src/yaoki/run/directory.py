@@ -129,6 +129,17 @@ class RunDirectory:
         """The config of the newest attempt."""
         return read_stored(self.config_path)
 
+    @property
+    def has_begun(self) -> bool:
+        """Something may have been trained or sampled; if not, an attempt has ended before that."""
+        return self._start_path.exists() or self._saved_path.exists() or any(self.checkpoints.glob("*"))
+
+    def begin_anew(self, config: Config) -> None:
+        """Another config for a run that has not begun."""
+        if self.model.exists():
+            fs.remove_tree(self.model)
+        self.store_config(config)
+
     def store_config(self, config: Config) -> None:
         """Replace the stored config, whole or not at all."""
         _write_json(self.config_path, config.model_dump(mode="json"))

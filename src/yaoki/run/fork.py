@@ -60,7 +60,8 @@ def fork(
     source.require_run()
     _require_free(target.path)
     before = source.stored_config()
-    config = with_overrides(before, overrides)
+    # A URL is for one run.
+    config = with_overrides(before, ['run.storage=""', *overrides])
     changes = changes_of_path(before, config)
     if not (source.checkpoints / directory_name(step)).is_dir():
         restore()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from yaoki.config.schema import Config
+from yaoki.errors import UsageError
 from yaoki.run.architecture import Architecture, Shapes, architecture_of
 
 _WEIGHT_BYTES = 4
@@ -138,8 +139,13 @@ def plan_run(config: Config, *, num_workers: int, disk_gb_per_s: float) -> Plan:
         disk_gb_per_s: what the disk of the checkpoints writes, in 10^9 bytes a second.
 
     Raises:
-        NothingThereError, UsageError: see `architecture_of`.
+        NothingThereError, UsageError: see `architecture_of`; UsageError if the workers cannot share engines.
     """
+    if num_workers % config.engine.tensor_parallel:
+        raise UsageError(
+            f"engine.tensor_parallel, {config.engine.tensor_parallel}, does not divide {num_workers} workers",
+            hint="set --workers to a multiple of it",
+        )
     policy = architecture_of(config.policy.init_from)
     critic, critic_source = None, config.critic.init_from or config.policy.init_from
     if config.train.algorithm == "ppo":

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ class Prover:
     def __init__(
         self, words: Sequence[str], scratch: Path, steps: int, seed: int, say: Callable[[str], None]
     ) -> None:
-        self._words = [*words, "run.show_samples_every=0", "journal.keep=all", "checkpoint.keep_last=100"]
+        own = ["run.show_samples_every=0", "journal.keep=all", "checkpoint.keep_last=100"]
+        self._words = [*words, *own, 'run.storage=""', "run.max_seconds=0"]  # the runs are nobody else's
         self._scratch = scratch
         self._steps = steps
         self._rng = random.Random(seed)
@@ -120,10 +122,8 @@ class Prover:
         return Proof(self._steps, digests, tuple(self._events))
 
     def _train(self, name: str, overrides: Sequence[str]) -> None:
-        process = self._start(name, overrides)
-        if process.wait() != 0:
-            log = self._log(name).read_text("utf-8", errors="replace")
-            raise YaokiError(f"the run {name} ended with exit code {process.returncode}:\n{log[-2000:]}")
+        with self._started(name, overrides) as process:
+            self._require_fine(name, process.wait())
         self._note(f"{name}: trained to step {self._steps}")
 
     def _killed(self, name: str, overrides: Sequence[str], after_step: int) -> None:
@@ -144,14 +144,22 @@ class Prover:
 
     def _is_killed(self, name: str, overrides: Sequence[str], after_step: int) -> bool:
         """False if the run came to its end first."""
-        process = self._start(name, overrides)
-        while len(self._rows(name)) < after_step and process.poll() is None:
-            time.sleep(_POLL_S)
-        rows = self._rows(name)
-        if rows:
-            time.sleep(self._rng.uniform(0, 0.9 * rows[-1]["timing"]["step_s"]))
-        process.kill()
-        return process.wait() == -signal.SIGKILL and len(self._rows(name)) < self._steps
+        with self._started(name, overrides) as process:
+            while len(self._rows(name)) < after_step and process.poll() is None:
+                time.sleep(_POLL_S)
+            rows = self._rows(name)
+            if rows:
+                time.sleep(self._rng.uniform(0, 0.9 * rows[-1]["timing"]["step_s"]))
+            process.kill()
+            if process.wait() == -signal.SIGKILL:
+                return len(self._rows(name)) < self._steps
+            self._require_fine(name, process.returncode)
+            return False
+
+    def _require_fine(self, name: str, exit_code: int) -> None:
+        if exit_code != 0:
+            log = self._log(name).read_text("utf-8", errors="replace")
+            raise YaokiError(f"the run {name} ended with exit code {exit_code}:\n{log[-2000:]}")
 
     def _warm_started(self, name: str, source: str, step: int) -> None:
         """What resuming is without the rest of the state: weights exported at `step`, a new run from them."""
@@ -164,11 +172,18 @@ class Prover:
         self._note(f"{name}: new run from the weights of step {step} of {source}")
         self._train(name, [*overrides, f"train.steps={self._steps - step}"])
 
-    def _start(self, name: str, overrides: Sequence[str]) -> "subprocess.Popen[bytes]":
+    @contextmanager
+    def _started(self, name: str, overrides: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
+        """A run that does not outlive the proof."""
         words = [*self._words, f"train.steps={self._steps}", *overrides]
         command = self._yaoki("train", "--run", str(self._scratch / name), *words)
         with self._log(name).open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
     def _yaoki(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "yaoki", *words]

@@ -12,8 +12,9 @@ from yaoki.checkpoint.layout import Kind, directory_name
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.verify import verify
 from yaoki.config.schema import Config
-from yaoki.errors import CorruptCheckpointError, NothingThereError, UsageError
+from yaoki.errors import CorruptCheckpointError, DivergenceError, NothingThereError, UsageError
 from yaoki.journal.layout import step_name
+from yaoki.journal.metrics import read_metrics
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
 from yaoki.run.session import train
@@ -64,6 +65,7 @@ def _base(directory: RunDirectory, step: int) -> ValidCheckpoint | None:
 
 
 def _restore(directory: RunDirectory, base: ValidCheckpoint | None, step: int, console: Console) -> None:
+    _require_recorded(directory, step)
     first = 0 if base is None else base.manifest.step
     missing = [n for n in range(first + 1, step + 1) if not (directory.rollouts / step_name(n)).is_dir()]
     if missing:
@@ -83,6 +85,7 @@ def _restore(directory: RunDirectory, base: ValidCheckpoint | None, step: int, c
         whence = "the config" if base is None else base.path.name
         console.note(f"restoring step {step} of {directory.path} from {whence} and the journal")
         train(scratch, config, console, replay_only=True)
+        _require_same_rows(directory, scratch, step)
         fs.make_directory(directory.checkpoints)
         name = directory_name(step)
         if (directory.checkpoints / name).exists():
@@ -93,9 +96,29 @@ def _restore(directory: RunDirectory, base: ValidCheckpoint | None, step: int, c
             fs.remove_tree(scratch.path)
 
 
+def _require_recorded(directory: RunDirectory, step: int) -> None:
+    last = max((row["step"] for row in read_metrics(directory.metrics_path)), default=0)
+    if step > last:
+        raise NothingThereError(
+            f"{directory.path} has no row of step {step}, its last one is of step {last}",
+            hint="resume the run: it does what is in the journal again",
+        )
+
+
+def _require_same_rows(directory: RunDirectory, scratch: RunDirectory, step: int) -> None:
+    """A checkpoint whose rows are not those of the run could not be gone on from."""
+    rows = scratch.metrics_path.read_bytes()
+    if not directory.metrics_path.read_bytes().startswith(rows):
+        raise DivergenceError(
+            f"step {step} came out, but not as the run's rows say: they were made in another environment",
+            hint="a step is restored by one worker, with the run's config and on a machine like the run's",
+        )
+
+
 def _config(config: Config, step: int) -> Config:
-    """The same trajectory, up to `step` and no further."""
+    """The same trajectory, up to `step` and no further, with nothing left elsewhere."""
     changes = {
+        "run": config.run.model_copy(update={"storage": "", "max_seconds": 0.0}),
         "train": config.train.model_copy(update={"steps": step}),
         "checkpoint": config.checkpoint.model_copy(update={"every_steps": 0}),
         "journal": config.journal.model_copy(update={"enabled": True, "keep": "all"}),

@@ -14,6 +14,7 @@ from yaoki.checkpoint.verify import read_manifest
 from yaoki.config.compat import require_resumable
 from yaoki.config.schema import Config
 from yaoki.errors import RefusedError, StopRequested, YaokiError
+from yaoki.learner.waiting import while_first_works
 from yaoki.learner.world import World, alone
 from yaoki.models.determinism import configure
 from yaoki.run.attempt import Attempt, Outcome
@@ -50,7 +51,8 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(directory.lock() if world.is_first else nullcontext())
         session = _Session(directory, config, console, world, startup, replay_only, stack)
-        check_storage = together(world.loop, session.open)
+        open_first = partial(while_first_works, world, session.open)  # it may have to be fetched
+        check_storage = together(world.loop, open_first) or _nothing_to_check
         choice = session.choose(read_all=False)
         if session.is_finished(choice):
             choice = session.choose()  # nothing will be restored, so nothing else reads it
@@ -77,17 +79,17 @@ class _Session:
     """Left when the attempt is over, before the lock is let go."""
 
     def open(self) -> Callable[[], None]:
-        """Make a new run, or make sure that this config may go on with the one that is there.
+        """On the first rank: make a new run, or make sure that this config may go on with what is there.
 
         Returns what raises the error if the copy of the run at `run.storage` cannot be kept up to date.
         """
         directory, storage = self.directory, self.config.run.storage
-        if not self.world.is_first:
-            return _nothing_to_check
         if storage and fetch(storage, directory.path, self.console.warn):
             self.console.note(f"fetched from {storage}")
         if not directory.exists:
             directory.create(self.config)
+        elif not directory.has_begun:
+            directory.begin_anew(self.config)
         else:
             for change in require_resumable(directory.stored_config(), self.config):
                 self.console.note(f"changed since the last attempt: {change}")
@@ -152,7 +154,8 @@ class _Session:
         if choice.checkpoint is not None:
             directory.mark_saved()  # an attempt may have died between a commit and this
         number = len(directory.attempts()) + 1
-        directory.log_attempt({"attempt": number, "started_unix_s": time.time(), "pid": os.getpid()})
+        facts = {"attempt": number, "started_unix_s": time.time(), "pid": os.getpid()}
+        directory.log_attempt(facts | {"num_workers": self.world.size})
         return number
 
     def _attempt(

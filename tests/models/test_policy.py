@@ -159,6 +159,16 @@ def test_weights_that_are_cut_short_are_an_error_not_a_surprise(tiny: str, tmp_p
     assert str(folder) in caught.value.message
 
 
+def test_weights_of_another_shape_are_refused(tiny: str, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny, tmp_path / "model"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(
+        json.dumps(config | {"intermediate_size": config["intermediate_size"] // 2})
+    )
+    with pytest.raises(UsageError, match="other shapes than its config"):
+        load_causal_lm(str(path), trust_remote_code=False, dropout=0.0)
+
+
 def test_missing_weights_are_never_made_up(tiny: str, tmp_path: Path) -> None:
     folder = damaged(tiny, tmp_path)
     tensors = load_file(folder / "model.safetensors")

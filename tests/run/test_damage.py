@@ -120,3 +120,23 @@ def test_a_kill_before_the_last_evaluation_is_not_a_finished_run(copied: Path) -
 
     assert not outcome.already_finished
     assert json.loads((copied / "summary.json").read_text())["steps"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", "{}", r"run\.json holds no run_id"),
+        ("run.json", "[]", r"run\.json is no JSON object"),
+        ("config.json", None, r"config\.json is missing"),
+    ],
+)
+def test_a_small_file_that_is_not_what_it_was(
+    name: str, content: str | None, message: str, copied: Path
+) -> None:
+    if content is None:
+        (copied / name).unlink()
+    else:
+        (copied / name).write_text(content)
+    with pytest.raises(CorruptCheckpointError, match=message) as caught:
+        train_here(copied, config_of(f"train.steps={STEPS + 1}"))
+    assert caught.value.hint == "put it back as it was"

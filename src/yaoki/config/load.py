@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from yaoki.config.schema import Config
-from yaoki.errors import NothingThereError, UsageError
+from yaoki.errors import CorruptCheckpointError, NothingThereError, UsageError
 
 
 def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -32,6 +32,8 @@ def read_stored(path: Path) -> Config:
     """The resolved config that a run keeps in its directory."""
     try:
         return _validate(json.loads(path.read_text("utf-8")), str(path))
+    except FileNotFoundError as error:
+        raise CorruptCheckpointError(f"{path} is missing", hint="put it back as it was") from error
     except ValueError as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from error
 

@@ -134,3 +134,10 @@ def load_or_explain(source: str, load: Callable[[], _Loaded]) -> _Loaded:
             f"no usable model at {source!r}: {error}",
             hint=f"give the {what} of a Hugging Face causal LM with safetensors weights, or builtin:tiny",
         ) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise UsageError(
+            f"the weights of {source} have other shapes than its config.json says",
+            hint="it holds files of two models; get it again",
+        ) from error

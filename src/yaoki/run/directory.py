@@ -84,8 +84,9 @@ class RunDirectory:
 
     def remove_leftovers(self) -> None:
         """What attempts that died have left half written."""
-        for unfinished in [*self.path.glob("*.json.tmp"), *self.path.glob("attempts/*/*.tmp")]:
-            fs.remove_file(unfinished)
+        for pattern in ("*.json.tmp", "checkpoints/*.json.tmp", "attempts/*/*.tmp"):
+            for unfinished in self.path.glob(pattern):
+                fs.remove_file(unfinished)
         if self.restoring.exists():
             fs.remove_tree(self.restoring)
 
@@ -100,7 +101,10 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
-        return str(_read_json(self._run_path)["run_id"])
+        found = _read_json(self._run_path).get("run_id")
+        if not isinstance(found, str):
+            raise CorruptCheckpointError(f"{self._run_path} holds no run_id", hint="put it back as it was")
+        return found
 
     def require_run(self) -> None:
         """NothingThereError unless there is a run here."""
@@ -299,9 +303,13 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CorruptCheckpointError(f"{path} is missing", hint="put it back as it was") from error
     except ValueError as error:
         raise CorruptCheckpointError(f"{path} is not JSON: {error}", hint="put it back as it was") from error
+    if not isinstance(value, dict):
+        raise CorruptCheckpointError(f"{path} is no JSON object", hint="put it back as it was")
     return value
 
 

@@ -77,7 +77,7 @@ def the_clock_says_1970() -> None:
 def test_event_files_of_the_future_do_not_stop_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Board(tmp_path, 1).close()
+    Board(tmp_path, 1, print).close()
     (events,) = tmp_path.iterdir()
     events.rename(tmp_path / events.name.replace(".tfevents.", ".tfevents.9"))
     slept_s = []
@@ -87,7 +87,7 @@ def test_event_files_of_the_future_do_not_stop_a_resume(
         assert sum(slept_s) < 3, "it waits for the future"
 
     monkeypatch.setattr(time, "sleep", sleep)
-    Board(tmp_path, 2).close()
+    Board(tmp_path, 2, print).close()
 
 
 def test_checkpoints_are_chosen_and_pruned_by_step_never_by_time(

@@ -126,3 +126,8 @@ def processes_of(path: Path) -> list[int]:
 
 def assert_as_unbroken(path: Path, unbroken: Path) -> None:
     assert_same_run(path, unbroken, STEPS)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"

@@ -20,11 +20,6 @@ def words(recipe: Path, tmp_path: Path) -> list[str]:
     return ["yaoki", "train", str(recipe), *OVERRIDES, "--run", str(tmp_path / "run"), "--workers", "2"]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
 def test_a_killed_worker_ends_all_and_the_same_command_goes_on(
     start: Callable, words: list[str], run: Path, plans: Path, unbroken: Path
 ) -> None:
@@ -60,6 +55,7 @@ def test_all_are_asked_to_stop_and_the_same_command_goes_on(
 
     done = start(*words).done()
     assert done.code == 0, done.said
+    assert f"yaoki train --run {run} --workers 2 train.steps=" in done.said
     assert_as_unbroken(run, unbroken)
 
 
@@ -89,6 +85,15 @@ def test_an_exception_is_shown_once(start: Callable, words: list[str], run: Path
     assert done.said.count("ZeroDivisionError: on purpose") == 1
     assert done.said.count("Traceback") == 1
     assert "error: worker 1 failed with exit code 1; the others were ended" in done.said
+    assert processes_of(run) == []
+
+
+def test_a_worker_that_hangs_is_named(start: Callable, words: list[str], run: Path, plans: Path) -> None:
+    (plans / "hold-generate-1").write_text("2")  # for ever
+    done = start(*words, "run.peer_timeout_s=4").done()
+    assert done.code == 6, done.said
+    assert "error: worker 1 did not answer for run.peer_timeout_s; all were ended" in done.said
+    assert done.said.count("error:") == 1, done.said
     assert processes_of(run) == []
 
 

@@ -54,11 +54,6 @@ def words(recipe: Path, run: Path) -> list[str]:
     return ["yaoki", "train", str(recipe), *OVERRIDES, "--run", str(run), "--ray", "--workers"]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
 def test_a_cluster_of_its_own_is_stopped_and_the_same_command_goes_on(
     start: Callable, words: list[str], run: Path, plans: Path, unbroken: Path
 ) -> None:

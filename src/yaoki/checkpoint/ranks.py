@@ -52,6 +52,8 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
     failure: Exception | None = None
     try:
         done = work()
+    except PeerLostError:
+        raise  # there is nobody to hear of it: to tell would be to wait once more
     except (YaokiError, OSError, GivenUp, StopRequested) as error:
         failure = error
     reports = shared(ranks, None if failure is None else _report(failure))

@@ -124,7 +124,7 @@ class Attempt:
             world=self.world,
         )
         self.stack.callback(state.metrics.close)
-        board = Board(directory.tensorboard, verdict.step + 1) if self.world.is_first else FollowedBoard()
+        board = self._board(verdict.step + 1)
         self.stack.callback(board.close)
         engine = build_engine(config, models, device)
         facts = environment_digest(now, self.number)
@@ -156,6 +156,11 @@ class Attempt:
             check_storage=self.check_storage,
             environment_digest=facts,
         )
+
+    def _board(self, first_step: int) -> Board:
+        if not self.world.is_first:
+            return FollowedBoard()
+        return Board(self.directory.tensorboard, first_step, self.console.warn)
 
     def _models(self, choice: Choice, device: torch.device) -> Models:
         if choice.checkpoint is not None:

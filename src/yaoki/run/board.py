@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -12,19 +13,21 @@ from yaoki.journal.metrics import Row
 class Board:
     """Scalars of every row. Events of steps from `first_step` on that an earlier attempt wrote are purged."""
 
-    def __init__(self, directory: Path, first_step: int) -> None:
+    def __init__(self, directory: Path, first_step: int, warn: Callable[[str], None]) -> None:
         _wait_for_a_new_second(directory)
         self._writer = SummaryWriter(str(directory), purge_step=first_step)
-        self._has_room = True
+        self._warn = warn
+        self._is_broken = False
 
     def write(self, row: Row) -> None:
         """Add one row's numbers under their names; those of `timing` under `timing/`."""
-        if not self._has_room:
+        if self._is_broken:
             return
         try:
             self._write(row)
-        except OSError:  # it is for eyes only; what counts is in metrics.jsonl
-            self._has_room = False
+        except OSError as error:  # for eyes only: what counts is in metrics.jsonl
+            self._is_broken = True
+            self._warn(f"nothing more is written for TensorBoard: {error}")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -26,7 +26,7 @@ import numpy as np
 import xxhash
 from safetensors.numpy import save
 
-from yaoki.checkpoint.canonical import encode, encode_state
+from yaoki.checkpoint.canonical import encode_state
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.layout import MANIFEST, STATE, directory_name, part_file_name
 from yaoki.checkpoint.manifest import (
@@ -125,7 +125,7 @@ def make_checkpoints(directory: RunDirectory, config: Config, ends: list[LogPosi
         files[name] = save({tensor: np.zeros(0, np.float32) for tensor in names})
         shard = ShardEntry(name, (0,), (0,))
         tensors += [TensorEntry(part, tensor, None, "F32", (0,), (shard,), None) for tensor in names]
-    entries = [FileEntry(name, len(data), xxhash.xxh3_128_hexdigest(data)) for name, data in files.items()]
+    entries = [FileEntry.of(name, data) for name, data in files.items()]
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         step=0,
@@ -141,7 +141,6 @@ def make_checkpoints(directory: RunDirectory, config: Config, ends: list[LogPosi
         files=(),
         tensors=tuple(tensors),
     )
-    content = dataclasses.asdict(manifest)
     first = shared / directory_name(EVERY)
     for step in range(EVERY, NUM_STEPS + 1, EVERY):
         path = shared / directory_name(step)
@@ -153,11 +152,10 @@ def make_checkpoints(directory: RunDirectory, config: Config, ends: list[LogPosi
                 os.link(first / name, path / name)
         state = encode_state({"shared": {"metrics": dataclasses.asdict(ends[step])}, "per_rank": [{}]})
         (path / STATE).write_bytes(state)
-        own = FileEntry(STATE, len(state), xxhash.xxh3_128_hexdigest(state))
-        content |= {"step": step, "created_unix_s": time.time()}
-        content["files"] = [dataclasses.asdict(entry) for entry in (*entries, own)]
-        digest = xxhash.xxh3_128_hexdigest(encode(content))
-        (path / MANIFEST).write_bytes(encode(content | {"digest": digest}))
+        of_step = dataclasses.replace(
+            manifest, step=step, created_unix_s=time.time(), files=(*entries, FileEntry.of(STATE, state))
+        )
+        (path / MANIFEST).write_bytes(of_step.to_bytes())
 
 
 def _metrics_part() -> PartEntry:

@@ -190,17 +190,22 @@ def _resolve(recipe: Path | None, overrides: list[str], run: Path | None) -> tup
     directory = RunDirectory(run if run is not None else Path("runs") / (recipe or Path()).stem)
     if recipe is not None:
         return directory, load_config(recipe, overrides)
-    if not directory.exists and (stored := _config_at_storage(overrides)):
-        return directory, with_overrides(stored, overrides)
+    settings = dict(each.partition("=")[::2] for each in overrides)
+    if not directory.exists and (url := settings.get("run.storage", "").strip("\"'")):
+        return directory, with_overrides(_config_at(url, directory), overrides)
     directory.require_run()
     return directory, with_overrides(directory.stored_config(), overrides)
 
 
-def _config_at_storage(overrides: list[str]) -> Config | None:
-    """The config of the run at the URL that run.storage names, if there is one."""
-    urls = [value for key, _, value in (each.partition("=") for each in overrides) if key == "run.storage"]
-    stored = fetch_config(urls[-1].strip("\"'")) if urls else None
-    return None if stored is None else Config.model_validate_json(stored)
+def _config_at(url: str, directory: RunDirectory) -> Config:
+    """The config of the run at the URL that run.storage names."""
+    stored = fetch_config(url)
+    if stored is None:
+        raise NothingThereError(
+            f"there is no run in {directory.path}, nor at {url}",
+            hint=f"start one: yaoki train RECIPE --run {directory.path} run.storage={url}",
+        )
+    return Config.model_validate_json(stored)
 
 
 def _eval_config(source: Path, data: list[Path], samples: int, overrides: list[str]) -> Config:

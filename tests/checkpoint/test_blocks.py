@@ -8,15 +8,16 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
-import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from yaoki import fs
+from yaoki.checkpoint import blocks
 from yaoki.checkpoint.blocks import DiskWriter, new_blocks, reading
+from yaoki.checkpoint.chunks import hexdigests_of
 from yaoki.checkpoint.manifest import FileEntry
 
-from .faulty_os import BLOCK_BYTES, can_be_direct, is_direct, replace_os, use_small_blocks
+from .faulty_os import BLOCK_BYTES, FaultyOs, can_be_direct, is_direct, replace_os, use_small_blocks
 
 SIZES = [0, 1, 4095, 4096, 4097, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 5 * BLOCK_BYTES + 4095]
 
@@ -35,7 +36,7 @@ def write(directory: Path, *files: list[bytes]) -> list[FileEntry]:
     entries = []
     with DiskWriter(new_blocks(), lambda: None) as disk:
         for number, pieces in enumerate(files):
-            stream = disk.begin_file(directory / str(number))
+            stream = disk.begin_file(directory / str(number), 4096)
             for piece in pieces:
                 stream.put(piece)
             entries.append(stream.finish(str(number)))
@@ -45,8 +46,19 @@ def write(directory: Path, *files: list[bytes]) -> list[FileEntry]:
 
 
 def read(path: Path) -> bytes:
-    with FileIO(path) as file, reading(file, new_blocks()) as views:
-        return b"".join(bytes(view) for view in views)
+    return b"".join(read_spans(path, [(0, path.stat().st_size)]))
+
+
+def read_spans(path: Path, spans: list[tuple[int, int]]) -> list[bytes]:
+    """The bytes of each view; they must begin where the last one has ended, or where a span begins."""
+    found = []
+    expected = [at for begin, end in spans for at in range(begin, end, BLOCK_BYTES)]
+    with FileIO(path) as file, reading(file, new_blocks(), spans) as views:
+        for begin, view in views:
+            assert begin == expected.pop(0)
+            found.append(bytes(view))
+    assert not expected
+    return found
 
 
 @given(st.lists(st.lists(st.sampled_from(SIZES), max_size=4), max_size=3))
@@ -59,7 +71,7 @@ def test_files_hold_what_was_put_in_and_come_back(sizes: list[list[int]]) -> Non
             whole = b"".join(pieces)
             assert (Path(name) / entry.name).read_bytes() == whole
             assert read(Path(name) / entry.name) == whole
-            assert entry == FileEntry(entry.name, len(whole), xxhash.xxh3_128_hexdigest(whole))
+            assert entry == FileEntry(entry.name, len(whole), 4096, hexdigests_of(whole, 4096))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -128,7 +140,7 @@ def test_where_direct_writes_are_refused_the_bytes_are_the_same(
         hinder(patch)
         (entry,) = write(tmp_path, pieces)
     assert read(tmp_path / "0") == b"".join(pieces)
-    assert entry.xxh3_128 == xxhash.xxh3_128_hexdigest(b"".join(pieces))
+    assert entry.xxh3_128 == hexdigests_of(b"".join(pieces), 4096)
 
 
 def test_an_error_of_plain_writes_is_no_reason_to_try_again(
@@ -177,25 +189,57 @@ def test_writing_ends_when_it_is_not_wanted_any_more(tmp_path: Path) -> None:
             raise Unwanted
 
     with pytest.raises(Unwanted), DiskWriter(new_blocks(), poll) as disk:
-        disk.begin_file(tmp_path / "0").put(content(10 * BLOCK_BYTES))
+        disk.begin_file(tmp_path / "0", 4096).put(content(10 * BLOCK_BYTES))
     assert (tmp_path / "0").stat().st_size == 2 * BLOCK_BYTES
 
 
 def test_reading_asks_the_disk_where_that_is_possible(tmp_path: Path) -> None:
     (tmp_path / "0").write_bytes(content(3 * BLOCK_BYTES + 1))
-    with FileIO(tmp_path / "0") as file, reading(file, new_blocks()) as views:
+    with FileIO(tmp_path / "0") as file, reading(file, new_blocks(), [(0, 3 * BLOCK_BYTES + 1)]) as views:
         next(views)
         assert is_direct(file.fileno()) == can_be_direct(tmp_path)
 
 
-def test_where_direct_reads_are_refused_the_bytes_are_the_same(tmp_path: Path) -> None:
-    class Refusing(FileIO):
-        def readinto(self, buffer) -> int | None:
-            if is_direct(self.fileno()):
-                raise OSError(errno.EINVAL, "no direct access here")
-            return super().readinto(buffer)
+def test_where_direct_reads_are_refused_the_bytes_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if is_direct(descriptor):
+            raise OSError(errno.EINVAL, "no direct access here")
+        return os.preadv(descriptor, buffers, offset)
 
-    data = content(3 * BLOCK_BYTES + 1)
+    monkeypatch.setattr(blocks, "os", FaultyOs(preadv=refusing))
+    (tmp_path / "0").write_bytes(content(3 * BLOCK_BYTES + 1))
+    assert read(tmp_path / "0") == content(3 * BLOCK_BYTES + 1)
+
+
+def test_reads_that_come_short_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        return os.preadv(descriptor, [buffers[0][: -(-len(buffers[0]) // 2)]], offset)
+
+    monkeypatch.setattr(blocks, "os", FaultyOs(preadv=short))
+    (tmp_path / "0").write_bytes(content(3 * BLOCK_BYTES + 1))
+    assert read(tmp_path / "0") == content(3 * BLOCK_BYTES + 1)
+
+
+def test_only_the_spans_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_read = 0
+
+    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        nonlocal num_read
+        found = os.preadv(descriptor, buffers, offset)
+        num_read += found
+        return found
+
+    monkeypatch.setattr(blocks, "os", FaultyOs(preadv=counted))
+    data = content(9 * BLOCK_BYTES + 100)
     (tmp_path / "0").write_bytes(data)
-    with Refusing(tmp_path / "0") as file, reading(file, new_blocks()) as views:
-        assert b"".join(bytes(view) for view in views) == data
+    spans = [(0, 4096), (12288, 12288 + 2 * BLOCK_BYTES + 4096), (9 * BLOCK_BYTES, len(data))]
+    assert b"".join(read_spans(tmp_path / "0", spans)) == b"".join(data[begin:end] for begin, end in spans)
+    assert num_read == sum(end - begin for begin, end in spans)
+
+
+def test_a_file_that_has_become_shorter_gives_less(tmp_path: Path) -> None:
+    (tmp_path / "0").write_bytes(content(BLOCK_BYTES + 5))
+    found = read_spans(tmp_path / "0", [(0, 3 * BLOCK_BYTES)])
+    assert [len(view) for view in found] == [BLOCK_BYTES, 5, 0]

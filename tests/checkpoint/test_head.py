@@ -37,7 +37,7 @@ def test_it_says_what_the_manifest_says(directory: Path) -> None:
 def test_a_head_of_any_length(num_files: int, directory: Path) -> None:
     """Thousands of files, names that look like the end of a head."""
     manifest = read_manifest(directory)
-    more = tuple(FileEntry(f"extra-{i}", i, "0" * 32) for i in range(num_files))
+    more = tuple(FileEntry(f"extra-{i}", i, 4096, "0" * 32) for i in range(num_files))
     odd = replace(manifest, files=manifest.files + more, run_id='x,"tensors":[', parent=None)
     (directory / "manifest.json").write_bytes(odd.to_bytes())
     assert_head_is_the_manifests(directory)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import xxhash
 
 from yaoki.checkpoint.catalog import Catalog
+from yaoki.checkpoint.chunks import ChunkDigester, chunk_bytes_of, num_chunks
 from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.store import CheckpointStore
@@ -52,15 +52,17 @@ def entry_of(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 def admit(path: Path, name: str) -> None:
     """Make the manifest list the file as it is now."""
-    digest = xxhash.xxh3_128()
+    size_bytes = (path / name).stat().st_size
+    digests = ChunkDigester(chunk_bytes_of(size_bytes))
     with (path / name).open("rb") as file:
         while block := file.read(8 << 20):
-            digest.update(block)
-    size_bytes = (path / name).stat().st_size
-    forge_manifest(
-        path,
-        lambda content: entry_of(content, name).update(size_bytes=size_bytes, xxh3_128=digest.hexdigest()),
-    )
+            digests.update(block)
+
+    def change(content: dict[str, Any]) -> None:
+        entry_of(content, name).update(size_bytes=size_bytes, chunk_bytes=chunk_bytes_of(size_bytes))
+        content["xxh3_128"][name] = digests.hexdigests()
+
+    forge_manifest(path, change)
 
 
 def refusal(work: Callable[[], object], max_read_bytes: int = MAX_READ_BYTES) -> str:
@@ -103,10 +105,14 @@ def bytes_read() -> int:
 )
 def test_a_size_that_lies_is_refused_before_a_byte_is_read(path: Path, lie: int) -> None:
     def change(content: dict[str, Any]) -> None:
-        entry_of(content, WEIGHTS)["size_bytes"] += lie
+        size_bytes = entry_of(content, WEIGHTS)["size_bytes"] + lie
+        chunk_bytes = chunk_bytes_of(size_bytes)
+        entry_of(content, WEIGHTS).update(size_bytes=size_bytes, chunk_bytes=chunk_bytes)
+        content["xxh3_128"][WEIGHTS] = "0" * 32 * min(8192, num_chunks(size_bytes, chunk_bytes))
 
     forge_manifest(path, change)
-    assert "the manifest says" in refusal(lambda: verify(path))
+    reason = "the manifest says" if lie <= HUGE_BYTES else "has no proper digests"
+    assert reason in refusal(lambda: verify(path))
 
 
 @on_linux
@@ -238,6 +244,7 @@ def test_nothing_outside_of_the_checkpoint_is_ever_opened(path: Path, name: str,
 
     def change(content: dict[str, Any]) -> None:
         entry_of(content, WEIGHTS)["name"] = name
+        content["xxh3_128"][name] = content["xxh3_128"].pop(WEIGHTS)
         for tensor in content["tensors"]:
             for shard in tensor["shards"]:
                 shard["file"] = name if shard["file"] == WEIGHTS else shard["file"]

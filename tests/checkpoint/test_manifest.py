@@ -37,7 +37,7 @@ MANIFEST = Manifest(
     environment={"torch": "2.13.0", "num_threads": 1, "tf32": False, "gpu": None, "ratio": 1.5},
     world_size=1,
     parts=(PartEntry("policy", Scope.SHARDED, False), PartEntry("rng", Scope.PER_RANK, True)),
-    files=(FileEntry(WEIGHTS, 4108, "0" * 32), FileEntry("state.json", 11, "f" * 32)),
+    files=(FileEntry(WEIGHTS, 4108, 4096, "0" * 64), FileEntry("state.json", 11, 4096, "f" * 32)),
     tensors=(
         TensorEntry("policy", "embed", None, "F32", (3, 1), (ShardEntry(WEIGHTS, (0, 0), (3, 1)),), None),
         TensorEntry("policy", "head", None, "F32", (3, 1), (), "embed"),
@@ -148,6 +148,8 @@ def changed(path: tuple[str | int, ...], value: object) -> bytes:
     place = content
     for key in path[:-1]:
         place = place[key]
+    if path[0] == "files" and path[-1] == "name":
+        content["xxh3_128"][value] = content["xxh3_128"].pop(place["name"])
     place[path[-1]] = value
     return signed(content)
 
@@ -155,7 +157,7 @@ def changed(path: tuple[str | int, ...], value: object) -> bytes:
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [
-        (("format_version",), 2, "format version 2, this Yaoki reads version 1"),
+        (("format_version",), 1, "format version 1, this Yaoki reads version 2"),
         (("format_version",), None, "format version None"),
         (("step",), True, "manifest.step is True, expected int"),
         (("step",), "1", "manifest.step is '1', expected int"),
@@ -171,9 +173,19 @@ def changed(path: tuple[str | int, ...], value: object) -> bytes:
         (("files", 0, "name"), "../state.json", "'../state.json' is not a plain file name"),
         (("files", 0, "name"), "/etc/passwd", "'/etc/passwd' is not a plain file name"),
         (("files", 0, "name"), "..", "'..' is not a plain file name"),
-        (("files", 0, "name"), "manifest.json", "lists itself"),
+        (("files", 0, "name"), "manifest.json", "is the manifest itself"),
         (("files", 0, "name"), "state.json", "the file 'state.json' is listed 2 times"),
-        (("files", 0, "xxh3_128"), "", "no proper digest"),
+        (("files", 0, "xxh3_128"), "0" * 64, "a file's digests are in the wrong place"),
+        (("files", 0, "chunk_bytes"), 2048, "has chunks of 2048 bytes"),
+        (("files", 0, "chunk_bytes"), 4097, "has chunks of 4097 bytes"),
+        (("files", 0, "chunk_bytes"), 1 << 24, "has chunks of 16777216 bytes"),
+        (("files", 0, "chunk_bytes"), 8192, "has no proper digests"),
+        (("xxh3_128",), [], "it has no digests of its files"),
+        (("xxh3_128", WEIGHTS), None, "manifest.files[0].xxh3_128 is None, expected str"),
+        (("xxh3_128", WEIGHTS), "", "has no proper digests"),
+        (("xxh3_128", WEIGHTS), "0" * 96, "has no proper digests"),
+        (("xxh3_128", WEIGHTS), "0" * 63 + "A", "has no proper digests"),
+        (("xxh3_128", "other"), "0" * 32, "digests of files that it does not list"),
         (("files", 0, "size_bytes"), -1, "has size -1"),
         (("files", 1, "name"), "other.json", "does not list state.json"),
         (("tensors", 0, "part"), "critic", "there is no such part"),

@@ -1,5 +1,7 @@
 """What any number of ranks has written, any number reads: the same bits, each rank its own rows."""
 
+import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,22 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tests.ranks import Failure, on_ranks, outcomes
-from yaoki.checkpoint import reader as reader_module
+from yaoki.checkpoint import blocks, reader
 from yaoki.checkpoint.boxes import box_of, local
+from yaoki.checkpoint.files import read_checked, whole_chunks
 from yaoki.checkpoint.manifest import FileEntry, Scope
-from yaoki.checkpoint.reader import dealt, load, read_into
+from yaoki.checkpoint.reader import load, read_into
 from yaoki.checkpoint.snapshot import PartState, Snapshot
 from yaoki.checkpoint.store import CheckpointStore
-from yaoki.checkpoint.stored_files import TensorFile
 from yaoki.checkpoint.verify import read_manifest, verify
 from yaoki.learner.world import World
 
+from .faulty_os import FaultyOs
 from .samples import INFO
 
 NAME = "step-00000001"
-SHAPES = {
+Shapes = dict[str, tuple[int, ...]]
+SHAPES: Shapes = {
     "embed": (7, 6),
     "norm": (5,),
     "one_row": (1, 3),
@@ -34,44 +38,64 @@ SHAPES = {
 }
 
 
-def whole_tensors() -> dict[str, torch.Tensor]:
+LARGE = {f"layer_{i}": (601 + i, 64) for i in range(4)} | {"norm": (64,)}
+"""Of many chunks, whose rows no number of ranks divides."""
+CHUNK_BYTES = 4096
+
+
+def whole_tensors(shapes: Shapes) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def spread(tensors: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
     """As FSDP2 does it: rows, the last ranks may have none; and one tensor that is whole everywhere."""
     mesh = init_device_mesh("cpu", (size,))
     found: dict[str, Any] = {n: distribute_tensor(t.clone(), mesh, [Shard(0)]) for n, t in tensors.items()}
-    found["tied"] = found["embed"]
+    if "embed" in found:
+        found["tied"] = found["embed"]
     return found | {"step": torch.tensor(3.0)}
 
 
-def save(world: World, directory: Path) -> None:
+def save(world: World, directory: Path, shapes: Shapes = SHAPES) -> None:
     parts = {
-        "p": PartState(Scope.SHARDED, spread(whole_tensors(), world.size)),
+        "p": PartState(Scope.SHARDED, spread(whole_tensors(shapes), world.size)),
         "data": PartState(Scope.GLOBAL, json={"cursor": 5}),
         "rng": PartState(Scope.PER_RANK, {"state": torch.tensor([world.rank])}, json={"rank": world.rank}),
     }
     CheckpointStore(directory, ranks=world.writer).save(Snapshot(parts), step=1, info=INFO)
 
 
-def restore(world: World, directory: Path) -> dict[str, Any]:
-    live = spread({name: torch.full(shape, 9.0) for name, shape in SHAPES.items()}, world.size)
+def restore(world: World, directory: Path, shapes: Shapes = SHAPES) -> dict[str, Any]:
+    live = spread({name: torch.full(shape, 9.0) for name, shape in shapes.items()}, world.size)
     live["step"] = torch.tensor(9.0)
     path = directory / NAME
-    num_bytes: list[int] = []
-    read_rows = reader_module.read_rows
-    reader_module.read_rows = lambda *arguments: num_bytes.append(read_rows(*arguments)) or num_bytes[-1]
-    found = read_into(path, read_manifest(path), {"p": live}, ranks=world.loop)
+    reads: list[tuple[str, int, int]] = []
+    num_bytes = 0
+
+    def noted(path: Path, entry: FileEntry, blocks: Any, take: Any, spans: Any) -> None:
+        reads.extend((path.name, *span) for span in spans)
+        read_checked(path, entry, blocks, take, spans)
+
+    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        nonlocal num_bytes
+        found = os.preadv(descriptor, buffers, offset)
+        num_bytes += found
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "read_checked", noted)
+        patch.setattr(blocks, "os", FaultyOs(preadv=counted))
+        found = read_into(path, read_manifest(path), {"p": live}, ranks=world.loop)
+    assert num_bytes == sum(end - begin for _, begin, end in reads)
     assert found.parts["data"].json == {"cursor": 5}
     rng = found.parts["rng"]
     gathered = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in live.items()}
     return {
         "tensors": gathered,
         "rng": (rng.json, rng.tensors["state"].tolist()),
-        "own_bytes": sum(local(t).nbytes for n, t in live.items() if n != "tied"),
-        "rows_read_bytes": sum(num_bytes),
+        "held_bytes": sum(local(t).nbytes for n, t in live.items() if n != "tied"),
+        "reads": reads,
     }
 
 
@@ -84,39 +108,80 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int, Path]:
 
 def test_any_number_of_ranks_reads_it(written: tuple[int, Path]) -> None:
     num_writers, directory = written
-    expected = whole_tensors()
+    expected = whole_tensors(SHAPES)
     for size in (1, 2, 3, 4):
-        for rank, found in enumerate(on_ranks(size, directory, lambda world: restore(world, directory))):
+        found = on_ranks(size, directory, lambda world: restore(world, directory))
+        for rank, of_rank in enumerate(found):
             for name, tensor in expected.items():
-                assert torch.equal(found["tensors"][name], tensor), (num_writers, size, rank, name)
-            assert found["tensors"]["step"] == 3.0
+                assert torch.equal(of_rank["tensors"][name], tensor), (num_writers, size, rank, name)
+            assert of_rank["tensors"]["step"] == 3.0
             source = min(rank, num_writers - 1)
-            assert found["rng"] == ({"rank": source}, [source])
-            # Of files that others verify, no more than what this rank holds.
-            assert found["rows_read_bytes"] <= found["own_bytes"] + 8
+            assert of_rank["rng"] == ({"rank": source}, [source])
+        assert_all_is_read(directory / NAME, [one["reads"] for one in found])
+
+
+def assert_all_is_read(path: Path, by_rank: list[list[tuple[str, int, int]]]) -> None:
+    """The ranks together read, and so verify, every byte of every tensor file."""
+    for file in read_manifest(path).files:
+        if file.name != "state.json":
+            spans = sorted(
+                (begin, end) for reads in by_rank for name, begin, end in reads if name == file.name
+            )
+            at = 0
+            for begin, end in spans:
+                assert begin <= at, file.name
+                at = max(at, end)
+            assert at == file.size_bytes
+
+
+@pytest.mark.parametrize("num_writers", [1, 2, 3, 4])
+def test_each_rank_reads_only_its_rows(num_writers: int, tmp_path: Path) -> None:
+    on_ranks(num_writers, tmp_path, lambda world: save(world, tmp_path, LARGE))
+    expected = whole_tensors(LARGE)
+    for size in (1, 2, 3, 4):
+        found = on_ranks(size, tmp_path, lambda world: restore(world, tmp_path, LARGE))
+        assert_all_is_read(tmp_path / NAME, [one["reads"] for one in found])
+        for of_rank in found:
+            for name, tensor in expected.items():
+                assert torch.equal(of_rank["tensors"][name], tensor)
+            num_read = sum(end - begin for _, begin, end in of_rank["reads"])
+            num_files = len({name for name, *_ in of_rank["reads"]})
+            # A header to a file; and where rows begin or end, the rest of that chunk.
+            slack = num_files * CHUNK_BYTES * (1 + 2 * len(LARGE))
+            assert of_rank["held_bytes"] <= num_read <= of_rank["held_bytes"] + slack, (num_writers, size)
 
 
 def test_one_process_reads_it_whole(written: tuple[int, Path]) -> None:
     _, directory = written
     verify(directory / NAME)
     found = load(directory / NAME).parts["p"].tensors
-    for name, tensor in whole_tensors().items():
+    for name, tensor in whole_tensors(SHAPES).items():
         assert torch.equal(found[name], tensor)
     assert found["tied"] is found["embed"]
 
 
 def test_each_rank_reads_its_own_file_only_if_the_world_is_the_same(tmp_path: Path) -> None:
-    on_ranks(3, tmp_path, lambda world: save(world, tmp_path))
-    found = on_ranks(3, tmp_path, lambda world: restore(world, tmp_path))
-    assert [one["rows_read_bytes"] for one in found] == [0, 4, 4]  # the number that only rank 0 has written
+    on_ranks(3, tmp_path, lambda world: save(world, tmp_path, LARGE))
+    files = {file.name: file.size_bytes for file in read_manifest(tmp_path / NAME).files}
+    found = on_ranks(3, tmp_path, lambda world: restore(world, tmp_path, LARGE))
+    for rank, of_rank in enumerate(found):
+        own = [(name, 0, files[name]) for name in files if f"-{rank:05d}-of-" in name]
+        reads = set(of_rank["reads"])
+        assert reads >= set(own)
+        others = reads - set(own)
+        # The number that only the first rank has written, and the header before it.
+        assert not others if rank == 0 else sum(end - begin for _, begin, end in others) <= 3 * CHUNK_BYTES
 
 
+@pytest.mark.parametrize("place", [0, 4095, -1], ids=["length", "header", "rows"])
+@pytest.mark.parametrize("part", ["p", "rng"])
 @pytest.mark.parametrize("bad_rank", [0, 1, 2])
-def test_a_damaged_file_is_refused_by_all(bad_rank: int, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_by_all(bad_rank: int, part: str, place: int, tmp_path: Path) -> None:
+    """Also the one that a third rank had for itself, which two ranks have no use for."""
     on_ranks(3, tmp_path, lambda world: save(world, tmp_path))
-    path = tmp_path / NAME / f"p-{bad_rank:05d}-of-00003.safetensors"
+    path = tmp_path / NAME / f"{part}-{bad_rank:05d}-of-00003.safetensors"
     data = bytearray(path.read_bytes())
-    data[-1] ^= 1
+    data[place] ^= 1
     path.write_bytes(data)
     for size in (2, 3):
         for failure in outcomes(size, tmp_path, lambda world: restore(world, tmp_path)).values():
@@ -143,7 +208,7 @@ def test_a_rank_that_cannot_write_fails_the_save_on_all(tmp_path: Path) -> None:
 
 def test_boxes_cover_each_tensor_once(tmp_path: Path) -> None:
     def boxes(world: World) -> dict[str, tuple[int, int]]:
-        found = spread(whole_tensors(), world.size)
+        found = spread(whole_tensors(SHAPES), world.size)
         return {name: (box_of(t).first_row, box_of(t).num_rows) for name, t in found.items() if t.ndim}
 
     for size in (2, 4):
@@ -154,28 +219,21 @@ def test_boxes_cover_each_tensor_once(tmp_path: Path) -> None:
 
 
 @given(
-    sizes=st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=4), min_size=1, max_size=5),
-    num_readers=st.integers(1, 12),
+    num_chunks=st.integers(1, 12),
+    last_bytes=st.integers(1, CHUNK_BYTES),
+    cuts=st.lists(st.integers(0, 12 * CHUNK_BYTES), max_size=12),
 )
-def test_each_file_is_verified_by_a_rank_that_holds_rows_of_it(
-    sizes: list[list[int]], num_readers: int
+def test_whole_chunks_are_all_that_is_needed_and_no_more(
+    num_chunks: int, last_bytes: int, cuts: list[int]
 ) -> None:
-    num_writers = len(sizes)
-    files = [
-        TensorFile(Path(f"{rank}-{i}"), FileEntry(f"{i}", size, "0" * 32), "p", rank, False, b"", [])
-        for rank, of_rank in enumerate(sizes)
-        for i, size in enumerate(of_rank)
-    ]
-    verifiers = dealt(files, num_writers, num_readers)
-    assert verifiers.keys() == {file.path for file in files}
-    for file in files:
-        reader = verifiers[file.path]
-        # Rows lie in [rank / writers, (rank + 1) / writers) of the whole, a reader's likewise.
-        assert reader * num_writers < (file.rank + 1) * num_readers
-        assert (reader + 1) * num_writers > file.rank * num_readers
-        if num_readers == num_writers:
-            assert reader == file.rank
-    if num_readers % num_writers == 0:  # no reader is idle while another one of its group has two files
-        for rank, of_rank in enumerate(sizes):
-            own = [verifiers[file.path] for file in files if file.rank == rank]
-            assert len(set(own)) == min(len(of_rank), num_readers // num_writers)
+    size_bytes = (num_chunks - 1) * CHUNK_BYTES + last_bytes
+    cuts = sorted({min(cut, size_bytes) for cut in cuts})
+    ranges = list(zip(cuts[::2], cuts[1::2], strict=False))
+    spans = whole_chunks(FileEntry("file", size_bytes, CHUNK_BYTES, ""), ranges)
+    needed = {chunk for begin, end in ranges for chunk in range(begin // CHUNK_BYTES, -(-end // CHUNK_BYTES))}
+    given = [chunk for begin, end in spans for chunk in range(begin // CHUNK_BYTES, -(-end // CHUNK_BYTES))]
+    assert given == sorted(needed)
+    for begin, end in spans:
+        assert begin % CHUNK_BYTES == 0
+        assert end % CHUNK_BYTES == 0 or end == size_bytes
+    assert all(before[1] < after[0] for before, after in pairwise(spans))

@@ -21,7 +21,7 @@ from .samples import INFO, bits
 
 def reader(taken: list[bytes], room_bytes: int = 16) -> Digester:
     block = memoryview(bytearray(room_bytes))
-    return Digester(lambda: block, lambda block, num_bytes: taken.append(bytes(block[:num_bytes])))
+    return Digester(lambda: block, lambda block, num_bytes: taken.append(bytes(block[:num_bytes])), 4096)
 
 
 def read_all(source: TensorSource, *groups: str) -> bytes:

@@ -64,6 +64,10 @@ def test_a_command_that_is_none(yaoki: Yaoki) -> None:
 def test_nothing_there(yaoki: Yaoki, copied: Path) -> None:
     for words in (["train", "--run", "nowhere"], ["status", "nowhere"], ["export", "nowhere", "--to", "out"]):
         assert_refused(yaoki(*words), 5, "there is no run in nowhere")
+    words = ["train", "--run", "nowhere", f"run.storage=file://{copied.parent}/bucket"]
+    assert_refused(
+        yaoki(*words), 5, f"no run in nowhere, nor at file://{copied.parent}/bucket", "run.storage="
+    )
     assert_refused(yaoki("train", "nowhere.toml"), 5, "there is no recipe nowhere.toml")
     assert yaoki("eval", "nowhere").code == 5
     assert_refused(

@@ -73,7 +73,7 @@ def test_every_byte_is_verified(run: RunDirectory) -> None:
     file.write_bytes(data)
     whole, damaged = verify_checkpoints(run)
     assert whole["problem"] is None
-    assert damaged["problem"].startswith(f"{file.name}: its xxh3-128 digest is ")
+    assert damaged["problem"].startswith(f"{file.name}: the xxh3-128 digest of its bytes ")
     assert [entry["step"] for entry in verify_checkpoints(run, at=3)] == [3]
     with pytest.raises(NothingThereError, match="no checkpoint of step 1"):
         list(verify_checkpoints(run, at=1))

@@ -69,6 +69,7 @@ def test_the_final_bits_are_those_of_an_unbroken_run(
 
     shown = shown_by(copied, config_of())
 
+    assert shown.count(f"warning: not used: {NEWEST}: {name}: ") == 1
     assert "resuming from step-00000002, grade exact" in shown
     assert_same_run(copied, finished, STEPS)
 

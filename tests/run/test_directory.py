@@ -43,6 +43,16 @@ def test_there_is_no_run(tmp_path: Path) -> None:
         assert "yaoki train" in str(caught.value.hint)
 
 
+def test_checkpoints_without_a_run_are_not_nothing(directory: RunDirectory) -> None:
+    """Never a fresh start, nor advice to empty the directory."""
+    (directory.checkpoints / "step-00000004").mkdir(parents=True)
+    (directory.path / "run.json").unlink()
+    for use in (directory.require_run, lambda: directory.create(config_of())):
+        with pytest.raises(CorruptCheckpointError, match=r"run\.json is missing") as caught:
+            use()
+        assert "put it back" in str(caught.value.hint)
+
+
 def test_a_foreign_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RefusedError, match=r"holds no run: .*thesis\.tex") as caught:

@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from yaoki import fs
 from yaoki.checkpoint.layout import MANIFEST, directory_name
-from yaoki.checkpoint.manifest import FileEntry, Manifest, PartEntry, Scope, parse_manifest
+from yaoki.checkpoint.manifest import FORMAT_VERSION, FileEntry, Manifest, PartEntry, Scope, parse_manifest
 from yaoki.journal.layout import PartName, step_name
 from yaoki.storage.copier import Copier
 from yaoki.storage.remote import Remote
@@ -88,7 +88,7 @@ def whole_checkpoints() -> list[int]:
             continue
         manifest, folder = parse_manifest(data, name), name.removesuffix(MANIFEST)
         for file in manifest.files:
-            assert xxhash.xxh3_128_hexdigest(found[folder + file.name]) == file.xxh3_128, file
+            assert FileEntry.of(file.name, found[folder + file.name]) == file
         assert len(found[f"{folder}metrics.jsonl"].splitlines()) >= manifest.step
         steps.append(manifest.step)
     assert not steps or {"run.json", "config.json"} <= found.keys()
@@ -132,7 +132,7 @@ def save(path: Path, step: int, salt: str = "") -> Path:
     """A committed checkpoint; one of the same step is moved aside and removed."""
     files = {"state.json": f"state {step} {salt}".encode(), "policy.safetensors": b"w" * 100 + salt.encode()}
     manifest = Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         step=step,
         created_unix_s=1.0,
         attempt=1,
@@ -143,7 +143,7 @@ def save(path: Path, step: int, salt: str = "") -> Path:
         environment={},
         world_size=1,
         parts=(PartEntry("progress", Scope.GLOBAL, True),),
-        files=tuple(FileEntry(n, len(d), xxhash.xxh3_128_hexdigest(d)) for n, d in sorted(files.items())),
+        files=tuple(FileEntry.of(name, data) for name, data in sorted(files.items())),
         tensors=(),
     )
     target = path / "checkpoints" / directory_name(step)

@@ -104,6 +104,20 @@ def test_failures_are_warnings_until_there_are_too_many(run: Path) -> None:
     assert len(warnings) == 5
 
 
+def test_a_url_that_cannot_be_written_is_found_out_at_once(run: Path) -> None:
+    FaultyFileSystem.before = staticmethod(fail)
+    with pytest.raises(YaokiError, match=r"cannot write .*/config\.json: ConnectionError: gone"):
+        Mirror(run, URL, NEVER_S, ignore).__enter__()
+
+
+def test_a_url_that_cannot_be_written_later_does_not_keep_a_run_from_going_on(run: Path) -> None:
+    with Mirror(run, URL, NEVER_S, ignore):
+        pass
+    FaultyFileSystem.before = staticmethod(fail)
+    with pytest.raises(YaokiError, match="is behind the run"), Mirror(run, URL, NEVER_S, ignore) as mirror:
+        mirror.poll()
+
+
 def test_behind_at_the_end_is_an_error(run: Path) -> None:
     with pytest.raises(YaokiError, match="is behind the run"), Mirror(run, URL, NEVER_S, ignore):
         FaultyFileSystem.before = staticmethod(fail)

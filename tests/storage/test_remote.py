@@ -9,7 +9,7 @@ import pytest
 
 from yaoki.errors import UsageError, YaokiError
 from yaoki.storage import remote as module
-from yaoki.storage.remote import CHUNK_BYTES, Remote
+from yaoki.storage.remote import PIECE_BYTES, Remote
 
 from .samples import URL, FaultyFileSystem, Killed
 
@@ -39,14 +39,14 @@ def test_files_are_put_read_listed_and_removed(remote: Remote, tmp_path: Path) -
 
 
 def test_a_large_file_in_pieces(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(module, "PIECE_BYTES", 1 << 20)
     data = os.urandom((3 << 20) + 17)
     (tmp_path / "file").write_bytes(data)
     remote.put(tmp_path / "file", "large")
-    pieces = list(remote.chunks("large", len(data)))
+    pieces = list(remote.pieces("large", len(data)))
     assert [len(piece) for piece in pieces] == [1 << 20] * 3 + [17]
     assert b"".join(pieces) == data
-    assert list(remote.chunks("large", 0)) == []
+    assert list(remote.pieces("large", 0)) == []
 
 
 def test_a_file_that_is_gone_here_is_no_fault_of_the_url(remote: Remote, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_half_a_file_never_has_its_name_on_a_path(tmp_path: Path, monkeypatch: p
         yield b"half"
         raise Killed
 
-    monkeypatch.setattr(module, "_chunks", torn)
+    monkeypatch.setattr(module, "_pieces", torn)
     with pytest.raises(Killed):
         remote.put(tmp_path / "file", "a")
     assert remote.list() == {"a": 3}
@@ -72,7 +72,7 @@ def test_half_a_file_never_has_its_name_on_a_path(tmp_path: Path, monkeypatch: p
     monkeypatch.undo()
     remote.put(tmp_path / "file", "a")
     assert remote.read("a") == b"x" * 10
-    assert CHUNK_BYTES > 10
+    assert PIECE_BYTES > 10
 
 
 def test_large_files_go_to_s3_in_several_parts(
@@ -95,7 +95,7 @@ def test_large_files_go_to_s3_in_several_parts(
     remote = Remote(s3_url)
     remote.put(tmp_path / "file", "large")
     assert len(parts) == 3
-    assert b"".join(remote.chunks("large", len(data))) == data
+    assert b"".join(remote.pieces("large", len(data))) == data
 
 
 def test_an_upload_that_fails_in_the_middle_leaves_nothing_on_s3(

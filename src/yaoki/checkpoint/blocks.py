@@ -9,18 +9,19 @@ import contextlib
 import ctypes
 import errno
 import mmap
+import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
-import xxhash
-
 from yaoki import fs
+from yaoki.checkpoint.chunks import ChunkDigester
 from yaoki.checkpoint.manifest import FileEntry
 from yaoki.checkpoint.worker import Worker
 
@@ -52,14 +53,17 @@ def new_blocks() -> list[memoryview]:
 class Digester:
     """Takes in the bytes of a file through blocks; counts and digests them, and passes the blocks on."""
 
-    def __init__(self, take: Callable[[], memoryview], pass_on: Callable[[memoryview, int], None]) -> None:
+    def __init__(
+        self, take: Callable[[], memoryview], pass_on: Callable[[memoryview, int], None], chunk_bytes: int
+    ) -> None:
         """`take` gives an empty block; `pass_on` takes it back with so many bytes in it."""
         self._take = take
         self._pass_on = pass_on
+        self._chunk_bytes = chunk_bytes
         self._block = memoryview(b"")
         self._used_bytes = 0
         self._size_bytes = 0
-        self._digest = xxhash.xxh3_128()
+        self._digests = ChunkDigester(chunk_bytes)
 
     def room(self) -> memoryview:
         """Where the next bytes go: at least one, at most a block. Follow it with `advance`."""
@@ -84,11 +88,11 @@ class Digester:
     def finish(self, name: str) -> FileEntry:
         """All bytes are in: what a manifest says of them."""
         self._empty()
-        return FileEntry(name, self._size_bytes, self._digest.hexdigest())
+        return FileEntry(name, self._size_bytes, self._chunk_bytes, self._digests.hexdigests())
 
     def _empty(self) -> None:
         if self._used_bytes:
-            self._digest.update(self._block[: self._used_bytes])
+            self._digests.update(self._block[: self._used_bytes])
             self._size_bytes += self._used_bytes
             self._pass_on(self._block, self._used_bytes)
         self._block, self._used_bytes = memoryview(b""), 0
@@ -118,18 +122,18 @@ class DiskWriter:
         self._worker.submit(self._close)
         self._worker.close()
 
-    def begin_file(self, path: Path) -> Digester:
+    def begin_file(self, path: Path, chunk_bytes: int) -> Digester:
         """A new file, made of the bytes that are put in until `end_file`; one at a time."""
         self._submit(partial(self._create, path))
-        return Digester(self.take_block, self._write_block)
+        return Digester(self.take_block, self._write_block, chunk_bytes)
 
     def end_file(self) -> None:
         """All blocks of this file were passed on; it is made durable."""
         self._submit(self._sync)
 
-    def digester(self) -> Digester:
+    def digester(self, chunk_bytes: int) -> Digester:
         """One that only digests; between files."""
-        return Digester(self.take_block, self._keep_block)
+        return Digester(self.take_block, self._keep_block, chunk_bytes)
 
     def take_block(self) -> memoryview:
         """A block that may be filled; waits until its last bytes are on the disk."""
@@ -188,8 +192,13 @@ class DiskWriter:
 
 
 @contextlib.contextmanager
-def reading(file: FileIO, blocks: Sequence[memoryview]) -> Iterator[Iterator[memoryview]]:
-    """The bytes of `file`, in views of at most a block; each is good until the next one is asked for.
+def reading(
+    file: FileIO, blocks: Sequence[memoryview], spans: Iterable[tuple[int, int]]
+) -> Iterator[Iterator[tuple[int, memoryview]]]:
+    """The bytes of some spans of `file`, from begin to end, each of them from the beginning of a page on.
+
+    Gives (place in the file, view of at most a block); a view is good until the next one is asked for, and is
+    shorter than it should be if the file is.
 
     They come from the disk, not from the page cache, where the system can do that. Some blocks are read
     ahead; do not use any of `blocks` before the context is left.
@@ -197,43 +206,51 @@ def reading(file: FileIO, blocks: Sequence[memoryview]) -> Iterator[Iterator[mem
     direct = _Direct(file)
     worker = Worker("checkpoint reader")
     try:
-        yield _views(direct, blocks, worker)
+        yield _views(direct, blocks, worker, spans)
     finally:
         worker.close()
 
 
-def _views(direct: "_Direct", blocks: Sequence[memoryview], worker: Worker) -> Iterator[memoryview]:
-    ahead = deque((block, worker.submit(partial(direct.fill, block))) for block in blocks)
-    while True:
-        block, filled = ahead.popleft()
-        num_bytes = filled.result()
-        if num_bytes:
-            yield block[:num_bytes]
-        if num_bytes < len(block):
-            return
-        ahead.append((block, worker.submit(partial(direct.fill, block))))
+def _views(
+    direct: "_Direct", blocks: Sequence[memoryview], worker: Worker, spans: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, memoryview]]:
+    size = len(blocks[0])
+    left = ((at, min(size, end - at)) for begin, end in spans for at in range(begin, end, size))
+    ahead: deque[tuple[int, memoryview, Future[int]]] = deque()
+
+    def read_ahead(block: memoryview) -> None:
+        for begin, num_bytes in islice(left, 1):
+            ahead.append((begin, block, worker.submit(partial(direct.fill, block, begin, num_bytes))))
+
+    for block in blocks:
+        read_ahead(block)
+    while ahead:
+        begin, block, filled = ahead.popleft()
+        yield begin, block[: filled.result()]
+        read_ahead(block)
 
 
 class _Direct:
     """A file that is read past the page cache, if that is possible."""
 
     def __init__(self, file: FileIO) -> None:
-        self._file = file
-        self._is_direct = fs.set_direct(file.fileno(), True)
+        self._descriptor = file.fileno()
+        self._is_direct = fs.set_direct(self._descriptor, True)
 
-    def fill(self, block: memoryview) -> int:
-        """Read a whole block; less only at the end of the file."""
-        num_bytes = 0
-        while num_bytes < len(block):
+    def fill(self, block: memoryview, begin: int, num_bytes: int) -> int:
+        """Read so many bytes from `begin` on; less only at the end of the file."""
+        room = block[: -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE]  # the disk gives whole pages
+        num_read = 0
+        while num_read < num_bytes:
             try:
-                num_read = self._file.readinto(block[num_bytes:])
+                num_more = os.preadv(self._descriptor, [room[num_read:]], begin + num_read)
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._is_direct:
                     raise
-                # Behind an end of the file that is no multiple of a block; or it was never possible.
-                self._is_direct = fs.set_direct(self._file.fileno(), False)
+                # Behind an end of the file that is no multiple of a page; or it was never possible.
+                self._is_direct = fs.set_direct(self._descriptor, False)
                 continue
-            if not num_read:
+            if not num_more:
                 break
-            num_bytes += num_read
-        return num_bytes
+            num_read += num_more
+        return min(num_read, num_bytes)

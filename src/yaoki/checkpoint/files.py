@@ -5,13 +5,12 @@ It knows what a manifest says of a file, not what the file holds.
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import FileIO
 from pathlib import Path
 
-import xxhash
-
 from yaoki.checkpoint.blocks import reading
+from yaoki.checkpoint.chunks import DIGEST_CHARACTERS, ChunkDigester, hexdigests_of, num_chunks
 from yaoki.checkpoint.manifest import FileEntry
 from yaoki.errors import CorruptCheckpointError
 
@@ -55,7 +54,7 @@ def read_small_checked(path: Path, expected: FileEntry) -> bytes:
     """
     check_size(path, expected)
     data = read_small(path)
-    _require_digest(path, xxhash.xxh3_128_hexdigest(data), expected)
+    _require_digests(path, hexdigests_of(data, expected.chunk_bytes), expected, [(0, len(data))])
     return data
 
 
@@ -66,33 +65,69 @@ def check_size(path: Path, expected: FileEntry) -> None:
 
 
 def read_checked(
-    path: Path, expected: FileEntry, blocks: Sequence[memoryview], take: Callable[[memoryview], None]
+    path: Path,
+    expected: FileEntry,
+    blocks: Sequence[memoryview],
+    take: Callable[[int, memoryview], None],
+    spans: Sequence[tuple[int, int]] | None = None,
 ) -> None:
-    """Read a file once, from the disk: give all of its bytes to `take`, in order, in views that are reused.
+    """Read a file, or some spans of it, once, from the disk: give the bytes to `take`, with their place.
 
-    Believe them only when this has returned: not until then is the digest known.
+    They come in order, in views that are reused. Believe them only when this has returned: not until then
+    are the digests known.
+
+    Args:
+        spans: (begin, end) in the file's order; each of whole chunks, see `whole_chunks`. None: all of it.
 
     Raises:
         CorruptCheckpointError: missing, not a regular file, wrong size or digest, unreadable; names the file.
     """
-    digest = xxhash.xxh3_128()
+    spans = [(0, expected.size_bytes)] if spans is None else spans
+    digests = ChunkDigester(expected.chunk_bytes)
     with open_regular(path) as file:
         _require_size(path, file, expected)
         try:
-            with reading(file, blocks) as views:
-                for view in views:
-                    digest.update(view)
-                    take(view)
+            with reading(file, blocks, spans) as views:
+                for begin, view in views:
+                    digests.update(view)
+                    take(begin, view)
         except OSError as error:
             raise CorruptCheckpointError(f"{path}: {_reason(error)}") from error
-    _require_digest(path, digest.hexdigest(), expected)
+    _require_digests(path, digests.hexdigests(), expected, spans)
 
 
-def _require_digest(path: Path, found: str, expected: FileEntry) -> None:
-    if found != expected.xxh3_128:
-        raise CorruptCheckpointError(
-            f"{path}: its xxh3-128 digest is {found}, the manifest says {expected.xxh3_128}"
-        )
+def whole_chunks(file: FileEntry, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The chunks in which ranges of a file lie, as spans that do not touch one another.
+
+    Args:
+        ranges: (begin, end), none of them empty, in the order of where they begin.
+    """
+    spans: list[tuple[int, int]] = []
+    for begin, end in ranges:
+        first = begin // file.chunk_bytes * file.chunk_bytes
+        last = min(file.size_bytes, -(-end // file.chunk_bytes) * file.chunk_bytes)
+        if spans and first <= spans[-1][1]:
+            first, last = spans[-1][0], max(spans.pop()[1], last)
+        spans.append((first, last))
+    return spans
+
+
+def _require_digests(path: Path, found: str, expected: FileEntry, spans: Sequence[tuple[int, int]]) -> None:
+    """`found`: of the chunks in the spans."""
+    size = expected.chunk_bytes
+    runs = [(begin // size, num_chunks(end - begin, size)) for begin, end in spans]
+    wanted = "".join(expected.digests(first, number) for first, number in runs)
+    if found == wanted:
+        return
+    chunks = [chunk for first, number in runs for chunk in range(first, first + number)]
+    for i, chunk in enumerate(chunks):
+        is_now = found[i * DIGEST_CHARACTERS : (i + 1) * DIGEST_CHARACTERS]
+        if is_now != expected.digests(chunk, 1):
+            end = min(expected.size_bytes, (chunk + 1) * size)
+            raise CorruptCheckpointError(
+                f"{path}: the xxh3-128 digest of its bytes {chunk * size} to {end} is {is_now or 'missing'}, "
+                f"the manifest says {expected.digests(chunk, 1)}"
+            )
 
 
 def _require_size(path: Path, file: FileIO, expected: FileEntry) -> None:

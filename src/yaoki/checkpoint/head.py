@@ -1,7 +1,8 @@
 """The first part of a manifest, up to the list of tensors: enough for a list of thousands. No torch.
 
-A manifest is canonical JSON, so its keys are sorted, and everything but the tensors and the world size is in
-its first kilobytes. Its own digest cannot be checked that way: this is for showing, never for trusting.
+A manifest is canonical JSON, so its keys are sorted: the tensors, the world size and the files' digests come
+last, all else is in its first kilobytes. Its own digest cannot be checked that way: this is for showing,
+never for trusting.
 """
 
 import json

@@ -36,17 +36,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is to be done with the bytes of some stored rows."""
+    """Bytes of a file that are wanted here."""
 
-    num_bytes: int
-    skip_bytes: int
-    """At the beginning, which nobody here wants."""
-    take_bytes: int
-    """After these; the rest is not wanted either."""
     begin: int
-    """Where in the file the wanted ones begin."""
-    target: Target | None
-    """None if nothing is wanted."""
+    """Where in the file."""
+    end: int
+    target: Target
     target_begin: int
     """Where in the target's bytes they go."""
 
@@ -65,24 +60,20 @@ class Landing:
         """The tensor that the rows of that name went to."""
         return self._targets[part, name].tensor
 
-    def piece(self, file: TensorFile, stored: StoredRows) -> Piece:
-        """Which of these rows of a file are held here, and where they go."""
-        part = file.part
+    def piece(self, file: TensorFile, stored: StoredRows) -> Piece | None:
+        """Which of these rows of a file are held here, and where they go; None: none of them."""
         if file.is_per_rank and file.rank != self._rank:
-            return Piece(stored.tensor.num_bytes, 0, 0, stored.begin, None, 0)
-        target = self._target(part, stored.tensor)
+            return None
+        target = self._target(file.part, stored.tensor)
         box, row_bytes = target.box, target.box.row_elements * stored.tensor.dtype.itemsize
         num_rows = stored.tensor.shape[0] if stored.tensor.shape else 1
         first = max(box.first_row, stored.first_row)
         end = min(box.first_row + box.num_rows, stored.first_row + num_rows)
         if end <= first or not row_bytes:
-            return Piece(stored.tensor.num_bytes, 0, 0, stored.begin, None, 0)
-        skip_bytes = (first - stored.first_row) * row_bytes
+            return None
         return Piece(
-            stored.tensor.num_bytes,
-            skip_bytes,
-            (end - first) * row_bytes,
-            stored.begin + skip_bytes,
+            stored.begin + (first - stored.first_row) * row_bytes,
+            stored.begin + (end - stored.first_row) * row_bytes,
             target,
             (first - box.first_row) * row_bytes,
         )

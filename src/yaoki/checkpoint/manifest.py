@@ -16,12 +16,19 @@ from enum import StrEnum
 import xxhash
 
 from yaoki.checkpoint.canonical import JSON, FormatError, decode, encode, parse
+from yaoki.checkpoint.chunks import (
+    DIGEST_CHARACTERS,
+    MAX_CHUNK_BYTES,
+    MIN_CHUNK_BYTES,
+    chunk_bytes_of,
+    hexdigests_of,
+    num_chunks,
+)
 from yaoki.checkpoint.layout import MANIFEST, STATE, file_rank, is_plain_name
 from yaoki.errors import CorruptCheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-_DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _OWN_DIGEST = re.compile(rb'"digest":"([0-9a-f]{32})",')
 """Its first match is the manifest's own: what comes before are plain values, in which quotes are escaped."""
 
@@ -53,8 +60,37 @@ class FileEntry:
 
     name: str
     size_bytes: int
+    chunk_bytes: int
+    """A power of two; the last chunk may be shorter."""
     xxh3_128: str
-    """Of the whole file, 32 hexadecimal digits."""
+    """Of each chunk, 32 hexadecimal digits each, one after another."""
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> "FileEntry":
+        """What is to be said of a file that holds `data`."""
+        chunk_bytes = chunk_bytes_of(len(data))
+        return cls(name, len(data), chunk_bytes, hexdigests_of(data, chunk_bytes))
+
+    def digests(self, first: int, number: int) -> str:
+        """Of so many chunks from one on."""
+        return self.xxh3_128[first * DIGEST_CHARACTERS : (first + number) * DIGEST_CHARACTERS]
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with it in itself."""
+        if not is_plain_name(self.name):
+            return "is not a plain file name"
+        if self.name == MANIFEST:
+            return "is the manifest itself"
+        if self.size_bytes < 0:
+            return f"has size {self.size_bytes}"
+        is_power_of_two = self.chunk_bytes > 0 and self.chunk_bytes & (self.chunk_bytes - 1) == 0
+        if not is_power_of_two or not MIN_CHUNK_BYTES <= self.chunk_bytes <= MAX_CHUNK_BYTES:
+            return f"has chunks of {self.chunk_bytes} bytes"
+        num_characters = num_chunks(self.size_bytes, self.chunk_bytes) * DIGEST_CHARACTERS
+        if len(self.xxh3_128) != num_characters or not _is_hexadecimal(self.xxh3_128):
+            return "has no proper digests"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +175,7 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
         if content.pop("digest", None) != digest or digest != _digest(before, after):
             raise FormatError("its content does not match its own digest")
         _check_version(content)
+        _join_digests(content)
         manifest = decode(Manifest, content, "manifest")
         _check(manifest)
     except FormatError as error:
@@ -147,10 +184,15 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
 
 
 def _fields(manifest: Manifest) -> dict[str, object]:
-    """As dicts and lists. Written out for tensors: there are thousands, and the interpreter is shared."""
+    """As dicts and lists. Written out for tensors: there are thousands, and the interpreter is shared.
+
+    The files' digests are set apart, under a key that is sorted behind all others: they are long.
+    """
     fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
-    for name in ("parts", "files"):
-        fields[name] = [dataclasses.asdict(entry) for entry in fields[name]]
+    fields["parts"] = [dataclasses.asdict(part) for part in manifest.parts]
+    files = [dataclasses.asdict(file) for file in manifest.files]
+    fields["xxh3_128"] = {file["name"]: file.pop("xxh3_128") for file in files}
+    fields["files"] = files
     fields["tensors"] = [
         {
             "part": tensor.part,
@@ -164,6 +206,28 @@ def _fields(manifest: Manifest) -> dict[str, object]:
         for tensor in manifest.tensors
     ]
     return fields
+
+
+def _join_digests(content: dict[str, JSON]) -> None:
+    """The inverse of setting them apart; leaves it to the decoder to find fault with what is not a file."""
+    digests, files = content.pop("xxh3_128", None), content.get("files")
+    if not isinstance(digests, dict) or not isinstance(files, list):
+        raise FormatError("it has no digests of its files")
+    names = set()
+    for file in files:
+        if isinstance(file, dict):
+            _require("xxh3_128" not in file, "a file's digests are in the wrong place")
+            names.add(str(file.get("name")))
+            file["xxh3_128"] = digests.get(str(file.get("name")))
+    _require(names >= digests.keys(), "it has digests of files that it does not list")
+
+
+def _is_hexadecimal(text: str) -> bool:
+    """Lower case and nothing else; there may be megabytes."""
+    try:
+        return bytes.fromhex(text).hex() == text
+    except ValueError:
+        return False
 
 
 def _around_digest(data: bytes) -> tuple[bytes, str, bytes]:
@@ -195,10 +259,8 @@ def _check(manifest: Manifest) -> None:
     _unique("part", [part.name for part in manifest.parts])
     _unique("file", [file.name for file in manifest.files])
     for file in manifest.files:
-        _require(is_plain_name(file.name), f"{file.name!r} is not a plain file name")
-        _require(file.name != MANIFEST, "it lists itself")
-        _require(file.size_bytes >= 0, f"{file.name} has size {file.size_bytes}")
-        _require(_DIGEST.fullmatch(file.xxh3_128) is not None, f"{file.name} has no proper digest")
+        if file.problem is not None:
+            raise FormatError(f"{file.name!r} {file.problem}")
     files = {file.name for file in manifest.files}
     _require(STATE in files, f"it does not list {STATE}")
     _check_tensors(manifest, files)

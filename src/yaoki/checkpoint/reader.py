@@ -14,13 +14,13 @@ import torch
 from yaoki.checkpoint.blocks import new_blocks
 from yaoki.checkpoint.boxes import local
 from yaoki.checkpoint.canonical import JSON, FormatError, parse
-from yaoki.checkpoint.files import read_checked, read_small_checked
+from yaoki.checkpoint.files import read_checked, read_small_checked, whole_chunks
 from yaoki.checkpoint.fit import form, form_of, require_parts, require_same_forms, require_same_ties
-from yaoki.checkpoint.landing import Landing, Tensors
+from yaoki.checkpoint.landing import Landing, Piece, Tensors
 from yaoki.checkpoint.layout import STATE
 from yaoki.checkpoint.manifest import Manifest, Scope
 from yaoki.checkpoint.ranks import OneRank, Ranks, together
-from yaoki.checkpoint.scatter import Scatter, read_rows
+from yaoki.checkpoint.scatter import Scatter
 from yaoki.checkpoint.snapshot import PartState, tied
 from yaoki.checkpoint.stored_files import TensorFile, tensor_files
 from yaoki.checkpoint.verify import read_manifest
@@ -75,8 +75,8 @@ def read_into(
     Names, shapes, dtypes, ties and sizes are compared first; until then nothing is touched. After a
     CorruptCheckpointError the targets may hold garbage: restore another checkpoint into them, or give up.
 
-    Any number of ranks reads what any number has written. Each file is verified, whole, by one rank; of the
-    others' files a rank reads only the rows that it holds.
+    Any number of ranks reads what any number has written. Each reads the rows that it holds, and verifies the
+    chunks in which they lie.
 
     Args:
         directory: the committed checkpoint.
@@ -98,7 +98,7 @@ def read_into(
     json = together(ranks, partial(_read_state, directory, manifest, own))
     files = together(ranks, partial(tensor_files, directory, manifest, [part.name for part in wanted]))
     landing = Landing(manifest, targets, own)
-    together(ranks, partial(_read_files, manifest, files, landing, ranks))
+    together(ranks, partial(_read_files, files, landing, ranks))
     parts = {}
     for part_entry in wanted:
         tensors = _all_names(manifest, part_entry.name, own, landing, targets.get(part_entry.name, {}))
@@ -106,27 +106,27 @@ def read_into(
     return LoadedCheckpoint(directory, manifest, parts)
 
 
-def _read_files(manifest: Manifest, files: Sequence[TensorFile], landing: Landing, ranks: Ranks) -> None:
+def _read_files(files: Sequence[TensorFile], landing: Landing, ranks: Ranks) -> None:
     blocks = new_blocks()
-    verifiers = dealt(files, manifest.world_size, ranks.size)
     for file in files:
-        pieces = [landing.piece(file, stored) for stored in file.order]
-        if verifiers[file.path] == ranks.rank:
-            read_checked(file.path, file.entry, blocks, Scatter(file.path, file.header, pieces).take)
-        else:
-            read_rows(file, pieces)
+        pieces = [piece for stored in file.order if (piece := landing.piece(file, stored)) is not None]
+        spans = _spans(file, pieces, ranks)
+        if spans:
+            read_checked(file.path, file.entry, blocks, Scatter(file.path, file.header, pieces).take, spans)
 
 
-def dealt(files: Sequence[TensorFile], num_writers: int, num_readers: int) -> dict[Path, int]:
-    """The rank that verifies each file: of those that hold rows of it the one with the least to verify."""
-    num_bytes = [0] * num_readers
-    verifiers = {}
-    for file in sorted(files, key=lambda file: -file.entry.size_bytes):
-        first = file.rank * num_readers // num_writers
-        end = max(first + 1, (file.rank + 1) * num_readers // num_writers)
-        verifiers[file.path] = min(range(first, end), key=lambda reader: num_bytes[reader])
-        num_bytes[verifiers[file.path]] += file.entry.size_bytes
-    return verifiers
+def _spans(file: TensorFile, pieces: Sequence[Piece], ranks: Ranks) -> list[tuple[int, int]]:
+    """What this rank reads of a file: the header and the rows that it holds, in whole chunks.
+
+    So the ranks together read all of it. What nobody holds, one of them reads: it is to be whole, too.
+    """
+    left_by_a_rank = file.is_per_rank and file.rank >= ranks.size
+    if left_by_a_rank or file.entry.size_bytes == len(file.header):
+        return [(0, file.entry.size_bytes)] if file.rank % ranks.size == ranks.rank else []
+    if not pieces:
+        return []
+    rows = [(piece.begin, piece.end) for piece in pieces]
+    return whole_chunks(file.entry, [(0, len(file.header)), *rows])
 
 
 def restore_into(live: Tensors, loaded: Tensors) -> None:

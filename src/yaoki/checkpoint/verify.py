@@ -81,7 +81,7 @@ def _check_digests(
     directory: Path, files: Sequence[FileEntry], blocks: Sequence[memoryview], poll: Callable[[], None]
 ) -> None:
     for file in files:
-        read_checked(plain_child(directory, file.name), file, blocks, lambda _: poll())
+        read_checked(plain_child(directory, file.name), file, blocks, lambda *_: poll())
 
 
 def _never_stop() -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import xxhash
 
 from yaoki import fs
 from yaoki.checkpoint.blocks import DiskWriter
 from yaoki.checkpoint.boxes import box_of, is_written, local
 from yaoki.checkpoint.canonical import JSON, FormatError, encode_state
+from yaoki.checkpoint.chunks import chunk_bytes_of
 from yaoki.checkpoint.layout import STATE, part_file_name
 from yaoki.checkpoint.manifest import FileEntry, Scope, ShardEntry, TensorEntry
 from yaoki.checkpoint.snapshot import DTYPE_NAMES, PartState, Snapshot
@@ -123,7 +123,7 @@ def write_parts(
 
 
 def _write(directory: Path, file: PartFile, source: TensorSource, disk: DiskWriter) -> FileEntry:
-    stream = disk.begin_file(directory / file.name)
+    stream = disk.begin_file(directory / file.name, chunk_bytes_of(file.size_bytes))
     stream.put(file.header)
     source.take(file.name, stream)
     entry = stream.finish(file.name)
@@ -138,7 +138,7 @@ def _link(
     before = earlier.find(file)
     if before is None:
         return None
-    digester = disk.digester()
+    digester = disk.digester(before.chunk_bytes)
     digester.put(file.header)
     source.read(file.name, digester)
     if digester.finish(file.name) != before:
@@ -172,7 +172,7 @@ def write_state(directory: Path, snapshot: Snapshot, of_ranks: Sequence[JSON]) -
     shared = _json_of(snapshot, {Scope.SHARDED, Scope.GLOBAL})
     data = encode_state({"shared": shared, "per_rank": list(of_ranks)})
     fs.write_file_durably(directory / STATE, data)
-    return Receipt(FileEntry(STATE, len(data), xxhash.xxh3_128_hexdigest(data)))
+    return Receipt(FileEntry.of(STATE, data))
 
 
 def _json_of(snapshot: Snapshot, scopes: Collection[Scope]) -> dict[str, JSON]:

@@ -71,7 +71,7 @@ class _Side:
         blocks = new_blocks()
         for file in self._manifest.files:
             if other.digests.get(file.name) != file.xxh3_128:
-                read_checked(plain_child(self._path, file.name), file, blocks, lambda _: None)
+                read_checked(plain_child(self._path, file.name), file, blocks, lambda *_: None)
 
     def tensors(self, part: str) -> dict[tuple[int | None, str], TensorEntry]:
         """By rank (of parts that each rank has for itself) and name; without second names of tied ones."""

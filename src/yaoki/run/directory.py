@@ -107,7 +107,8 @@ class RunDirectory:
         return found
 
     def require_run(self) -> None:
-        """NothingThereError unless there is a run here."""
+        """NothingThereError unless there is a run here; CorruptCheckpointError if there was one."""
+        self._require_not_without_name()
         if not self.exists:
             raise NothingThereError(
                 f"there is no run in {self.path}",
@@ -220,6 +221,7 @@ class RunDirectory:
 
     def _require_own(self) -> None:
         """RefusedError unless there is a run here, the beginning of one, or nothing."""
+        self._require_not_without_name()
         if self.exists or not self.path.is_dir():
             return
         found = sorted(child.name for child in self.path.iterdir())
@@ -227,6 +229,14 @@ class RunDirectory:
             raise RefusedError(
                 f"{self.path} is not empty and holds no run: {', '.join(found[:5])}",
                 hint="name another directory with --run, or empty this one",
+            )
+
+    def _require_not_without_name(self) -> None:
+        """CorruptCheckpointError if there are checkpoints but not what makes this a run."""
+        if not self.exists and self.checkpoints.is_dir() and Catalog(self.checkpoints).candidates():
+            raise CorruptCheckpointError(
+                f"{self._run_path} is missing, and there are checkpoints beside it",
+                hint="put it back from a copy: it says which run they belong to",
             )
 
     def _attempt_directory(self, attempt: int) -> Path:

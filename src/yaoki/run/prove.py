@@ -204,7 +204,7 @@ class Prover:
         assert choice.checkpoint is not None
         manifest = verify(choice.checkpoint.path)
         owner = {shard.file: tensor.part for tensor in manifest.tensors for shard in tensor.shards}
-        digests = {owner[file.name]: file.xxh3_128 for file in manifest.files if file.name in owner}
+        digests = {owner[file.name]: _digest(file.xxh3_128) for file in manifest.files if file.name in owner}
         state = json.loads((choice.checkpoint.path / STATE).read_text("utf-8"))
         for part, value in {**state["shared"], **state["per_rank"][0]}.items():
             if part not in _CLOCK_PARTS:

@@ -182,6 +182,7 @@ class _Session:
             try:
                 return attempt(choice)
             except DamagedCheckpoint as damaged:
+                self.console.warn(f"not used: {damaged.refusal}")
                 choice = self.choose(read_all=False, refused=[*choice.refusals, damaged.refusal])
 
 

@@ -38,7 +38,10 @@ class Copier:
         self._warned: set[str] = set()
 
     def check(self) -> None:
-        """RefusedError unless the URL holds nothing, or an older state of the same run."""
+        """RefusedError unless the URL holds nothing, or an older state of the same run.
+
+        Where it holds nothing, a first file is written: a wrong URL is found out now, not in some hours.
+        """
         there = self._list()
         stored = self._remote.read(names.RUN) if names.RUN in there else None
         here = (self._directory / names.RUN).read_bytes()
@@ -56,6 +59,8 @@ class Copier:
                 f"{self._directory} holds step {newest}",
                 hint="move the directory away: the run is then fetched from the URL, and goes on from there",
             )
+        if stored is None:
+            self._put_small(there, self._read([names.CONFIG], ""))
 
     def copy(self) -> None:
         """One pass. Raises YaokiError; what was done up to then counts, and the next pass goes on.

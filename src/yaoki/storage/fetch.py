@@ -8,15 +8,14 @@ nothing of what the files mean, but that a checkpoint wants the metrics it was m
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-import xxhash
-
 from yaoki import fs
+from yaoki.checkpoint.chunks import ChunkDigester
 from yaoki.checkpoint.layout import MANIFEST
 from yaoki.checkpoint.manifest import FileEntry, parse_manifest
 from yaoki.errors import CorruptCheckpointError
 from yaoki.journal.layout import parse_part
 from yaoki.storage import names, record
-from yaoki.storage.remote import CHUNK_BYTES, Remote
+from yaoki.storage.remote import PIECE_BYTES, Remote
 
 _PARTIAL = Path("logs") / "fetching"
 """In logs/, which is never copied, and which may be there before there is a run."""
@@ -133,14 +132,15 @@ class _Fetch:
             part = parse_part(PurePosixPath(name).name)
             assert part is not None
             try:
-                self._checked(name, FileEntry(name, self._there[name], part.digest))
+                size_bytes = self._there[name]
+                self._checked(name, FileEntry(name, size_bytes, max(1, size_bytes), part.digest))
             except CorruptCheckpointError as error:
                 self._warn(f"not fetched, its rollouts are sampled again: {error.message}")
 
     def _checked(self, name: str, expected: FileEntry) -> None:
-        """Fetch one file. CorruptCheckpointError unless it is there, in this size, with this digest."""
+        """Fetch one file. CorruptCheckpointError unless it is there, in this size, with these digests."""
         target = self._target / name
-        if target.is_file() and _digest(target) == expected.xxh3_128:
+        if target.is_file() and _digests(target, expected.chunk_bytes) == expected.xxh3_128:
             return
         url = f"{self._remote.url}/{name}"
         if self._there.get(name) != expected.size_bytes:
@@ -148,16 +148,14 @@ class _Fetch:
             raise CorruptCheckpointError(f"{url}: it has {found} bytes, not {expected.size_bytes}")
         fs.make_directory(target.parent)
         fs.remove_file(target)
-        digest = xxhash.xxh3_128()
+        digests = ChunkDigester(expected.chunk_bytes)
         with fs.create_durably(target) as file:
-            for chunk in self._remote.chunks(name, expected.size_bytes):
-                digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != expected.xxh3_128:
+            for piece in self._remote.pieces(name, expected.size_bytes):
+                digests.update(piece)
+                file.write(piece)
+        if digests.hexdigests() != expected.xxh3_128:
             fs.remove_file(target)
-            raise CorruptCheckpointError(
-                f"{url}: its xxh3-128 digest is {digest.hexdigest()}, not {expected.xxh3_128}"
-            )
+            raise CorruptCheckpointError(f"{url}: its xxh3-128 digests are not those of the manifest")
 
     def _small_files(self, step: int | None) -> None:
         for name in self._small_names():
@@ -195,9 +193,9 @@ def _move_in(whole: Path, directory: Path) -> None:
     fs.remove_tree(whole)
 
 
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
+def _digests(path: Path, chunk_bytes: int) -> str:
+    digests = ChunkDigester(chunk_bytes)
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        while piece := file.read(PIECE_BYTES):
+            digests.update(piece)
+    return digests.hexdigests()

@@ -47,7 +47,8 @@ class Mirror:
         self._loop: Future[None] = Future()
 
     def __enter__(self) -> "Mirror":
-        """Raises RefusedError if the URL holds another run, or a later state of this one."""
+        """Raises RefusedError if the URL holds another run, or a later state of this one; YaokiError if it
+        cannot be read, or holds nothing and cannot be written."""
         self._copier.check()
         self._worker = Worker("mirror")
         self._loop = self._worker.submit(self._run)

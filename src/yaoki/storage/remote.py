@@ -18,7 +18,7 @@ from yaoki.errors import UsageError, YaokiError
 
 T = TypeVar("T")
 
-CHUNK_BYTES = 32 << 20
+PIECE_BYTES = 32 << 20
 """What is read at once; files may be larger than memory."""
 _PAUSES_S = (0.2, 1.0)
 """Before the second and the third try; what fails then is for the caller to try again."""
@@ -79,7 +79,7 @@ class Remote:
             if not source.exists():
                 raise _Vanished
             if self._is_local:
-                self._put_on_a_path(name, _chunks(source))
+                self._put_on_a_path(name, _pieces(source))
             else:
                 self._fs.put_file(str(source), self._path(name))
 
@@ -110,10 +110,10 @@ class Remote:
 
         return self._try("read", name, read)
 
-    def chunks(self, name: str, size_bytes: int) -> Iterator[bytes]:
+    def pieces(self, name: str, size_bytes: int) -> Iterator[bytes]:
         """The first `size_bytes` of a file, piece by piece; fewer if it has fewer."""
-        for start in range(0, size_bytes, CHUNK_BYTES):
-            end = min(start + CHUNK_BYTES, size_bytes)
+        for start in range(0, size_bytes, PIECE_BYTES):
+            end = min(start + PIECE_BYTES, size_bytes)
 
             def read(start: int = start, end: int = end) -> bytes:
                 return bytes(self._fs.cat_file(self._path(name), start=start, end=end))
@@ -136,15 +136,15 @@ class Remote:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _put_on_a_path(self, name: str, chunks: Iterator[bytes]) -> None:
+    def _put_on_a_path(self, name: str, pieces: Iterator[bytes]) -> None:
         """Here a rename is at hand, and without it a crash would leave half a file under its name."""
         target = Path(self._path(name))
         unfinished = target.with_name(target.name + _UNFINISHED_SUFFIX)
         fs.make_directory(target.parent)
         fs.remove_file(unfinished)
         with fs.create_durably(unfinished) as file:
-            for chunk in chunks:
-                file.write(chunk)
+            for piece in pieces:
+                file.write(piece)
         fs.replace_durably(unfinished, target)
 
     def _try(self, verb: str, name: str, call: Callable[[], T]) -> T:
@@ -190,7 +190,7 @@ def _protocols(file_system: Any) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(found)
 
 
-def _chunks(source: Path) -> Iterator[bytes]:
+def _pieces(source: Path) -> Iterator[bytes]:
     with source.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+        while piece := file.read(PIECE_BYTES):
+            yield piece

@@ -1,0 +1,68 @@
+"""Files are digested chunk by chunk, so that whoever reads a part of one can verify that part. No torch.
+
+It knows nothing of what the bytes mean.
+"""
+
+import xxhash
+
+MIN_CHUNK_BYTES = 4 << 10
+"""A page: with less a disk does not deal."""
+MAX_CHUNK_BYTES = 8 << 20
+DIGEST_CHARACTERS = 32
+"""Of xxh3-128, hexadecimal."""
+
+_NUM_CHUNKS = 8192
+"""At most so many to a file, unless the chunks would become too large: 256 KiB of digests."""
+
+
+def chunk_bytes_of(size_bytes: int) -> int:
+    """How large the chunks of a file are that is written now: a power of two.
+
+    Small, because a rank reads its rows of hundreds of tensors in a file, and verifies whole chunks.
+    """
+    chunk_bytes = MIN_CHUNK_BYTES
+    while chunk_bytes < MAX_CHUNK_BYTES and chunk_bytes * _NUM_CHUNKS < size_bytes:
+        chunk_bytes *= 2
+    return chunk_bytes
+
+
+def num_chunks(size_bytes: int, chunk_bytes: int) -> int:
+    """The last one may be shorter; an empty file has one, which is empty."""
+    return max(1, -(-size_bytes // chunk_bytes))
+
+
+class ChunkDigester:
+    """Digests bytes as they come, however they are cut."""
+
+    def __init__(self, chunk_bytes: int) -> None:
+        self._chunk_bytes = chunk_bytes
+        self._whole: list[str] = []
+        self._open = xxhash.xxh3_128()
+        self._num_open_bytes = 0
+
+    def update(self, data: memoryview | bytes) -> None:
+        """The next bytes."""
+        left = memoryview(data)
+        while left:
+            given = left[: self._chunk_bytes - self._num_open_bytes]
+            left = left[len(given) :]
+            if len(given) == self._chunk_bytes:  # nearly always: one call for all of it
+                self._whole.append(xxhash.xxh3_128_hexdigest(given))
+                continue
+            self._open.update(given)
+            self._num_open_bytes += len(given)
+            if self._num_open_bytes == self._chunk_bytes:
+                self._whole.append(self._open.hexdigest())
+                self._open, self._num_open_bytes = xxhash.xxh3_128(), 0
+
+    def hexdigests(self) -> str:
+        """xxh3-128 of each chunk up to here, one after another."""
+        is_open = self._num_open_bytes or not self._whole
+        return "".join(self._whole) + (self._open.hexdigest() if is_open else "")
+
+
+def hexdigests_of(data: bytes, chunk_bytes: int) -> str:
+    """xxh3-128 of each chunk, one after another."""
+    digester = ChunkDigester(chunk_bytes)
+    digester.update(data)
+    return digester.hexdigests()

@@ -159,7 +159,8 @@ def _start(resume: dict[str, Any]) -> str:
         return "from step 0: no checkpoint was committed yet"
     why = f" ({'; '.join(resume['reasons'])})" if resume["reasons"] else ""
     read = "" if resume["read_all"] else "; judged by its sizes, --verify reads it"
-    return f"from {resume['checkpoint']}, grade {resume['grade']}{why}{read}"
+    by = "" if resume["num_workers"] == 1 else f" by {resume['num_workers']} workers, as many as wrote it"
+    return f"from {resume['checkpoint']}, grade {resume['grade']}{by}{why}{read}"
 
 
 def describe_proof(proof: Proof) -> str:

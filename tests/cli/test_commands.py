@@ -53,6 +53,7 @@ def test_status_for_scripts(yaoki: Yaoki, trained: Trained) -> None:
         "grade": "exact",
         "step": 2,
         "checkpoint": "step-00000002",
+        "num_workers": 1,
         "read_all": False,
         "num_replayed_steps": 0,
         "num_reused_rollouts": 0,

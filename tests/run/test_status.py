@@ -11,7 +11,8 @@ import pytest
 
 from yaoki.checkpoint.layout import directory_name
 from yaoki.checkpoint.pins import Pins
-from yaoki.errors import StopRequested
+from yaoki.cli_text import describe_status
+from yaoki.errors import CorruptCheckpointError, StopRequested
 from yaoki.run.directory import RunDirectory
 from yaoki.run.status import run_status
 
@@ -63,6 +64,24 @@ def test_a_resume_does_what_status_said(interrupted: Path, tmp_path: Path) -> No
         len(reused) - num_replayed - 1
     )
     assert re.search("resuming from step-00000001", shown)
+
+
+def test_rows_that_were_edited_are_found_where_all_is_read(unfinished: Path) -> None:
+    metrics = unfinished / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes().replace(b'"reward"', b'"rewerd"', 1))
+    resume = status_of(unfinished, read_all=True)["resume"]
+    assert not resume["possible"]
+    assert "metrics.jsonl does not begin with the" in resume["problem"]
+    with pytest.raises(CorruptCheckpointError, match=r"metrics\.jsonl does not begin with"):
+        train_here(unfinished, config_of())
+
+
+def test_how_many_workers_the_grade_is_for(unfinished: Path) -> None:
+    resume = status_of(unfinished)["resume"]
+    assert resume["num_workers"] == 1
+    assert "grade exact; judged by its sizes" in describe_status(status_of(unfinished))
+    two = {**status_of(unfinished), "resume": {**resume, "num_workers": 2}}
+    assert "grade exact by 2 workers, as many as wrote it" in describe_status(two)
 
 
 def test_without_a_journal_nothing_is_replayed(unfinished: Path) -> None:

@@ -9,9 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from yaoki.checkpoint.catalog import Catalog
+import xxhash
+
+from yaoki.checkpoint.canonical import FormatError, parse
+from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
 from yaoki.checkpoint.head import read_head
-from yaoki.checkpoint.layout import Candidate, Kind
+from yaoki.checkpoint.layout import STATE, Candidate, Kind
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.verify import verify
@@ -39,6 +42,30 @@ def list_checkpoints(directory: RunDirectory, rows: Sequence[Row]) -> list[dict[
             entry |= _head(candidate, now_s)
         found.append(entry)
     return found
+
+
+def rows_of(directory: RunDirectory, checkpoint: ValidCheckpoint) -> bytes:
+    """The beginning of metrics.jsonl that the checkpoint counts as its own.
+
+    CorruptCheckpointError if the file begins otherwise.
+    """
+    path = checkpoint.path / STATE
+    try:
+        match parse(path.read_bytes()):
+            case {"shared": {"metrics": {"num_bytes": int(num_bytes), "xxh3_128": str(digest)}}}:
+                pass
+            case _:
+                raise FormatError("it does not say where its metrics end")
+    except FormatError as error:
+        raise CorruptCheckpointError(f"{path}: {error}") from error
+    rows = directory.metrics_path.read_bytes()[:num_bytes]
+    if xxhash.xxh3_128_hexdigest(rows) != digest:
+        raise CorruptCheckpointError(
+            f"{directory.metrics_path} does not begin with the {num_bytes:,} bytes that "
+            f"{checkpoint.path.name} was made with",
+            hint="put the file back as it was",
+        )
+    return rows
 
 
 def verify_checkpoints(directory: RunDirectory, at: int | None = None) -> Iterator[dict[str, Any]]:

@@ -9,16 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
-
 from yaoki import fs
-from yaoki.checkpoint.canonical import FormatError, parse
-from yaoki.checkpoint.catalog import ValidCheckpoint
-from yaoki.checkpoint.layout import STATE, directory_name
+from yaoki.checkpoint.layout import directory_name
 from yaoki.checkpoint.manifest import Manifest
 from yaoki.checkpoint.verify import verify
 from yaoki.config.load import with_overrides
-from yaoki.errors import CorruptCheckpointError, RefusedError
+from yaoki.errors import RefusedError
+from yaoki.run.checkpoints import rows_of
 from yaoki.run.directory import RunDirectory
 from yaoki.run.find import find_checkpoint
 from yaoki.run.parent import Parent, changes_of_path
@@ -76,7 +73,7 @@ def fork(
         is_linked = take_over(checkpoint, making.checkpoints)
         if not is_linked:
             verify(making.checkpoints / directory_name(step))
-        fs.publish(making.metrics_path, _rows_of(source, checkpoint))
+        fs.publish(making.metrics_path, rows_of(source, checkpoint))
         making.mark_saved()
         fs.replace_durably(making.path, target.path)
     finally:
@@ -103,24 +100,3 @@ def _parent(source: RunDirectory, manifest: Manifest, changes: tuple[str, ...]) 
         dataset_digest=manifest.dataset_digest,
         changes=changes,
     )
-
-
-def _rows_of(source: RunDirectory, checkpoint: ValidCheckpoint) -> bytes:
-    """The beginning of metrics.jsonl that the checkpoint counts as its own."""
-    path = checkpoint.path / STATE
-    try:
-        match parse(path.read_bytes()):
-            case {"shared": {"metrics": {"num_bytes": int(num_bytes), "xxh3_128": str(digest)}}}:
-                pass
-            case _:
-                raise FormatError("it does not say where its metrics end")
-    except FormatError as error:
-        raise CorruptCheckpointError(f"{path}: {error}") from error
-    rows = source.metrics_path.read_bytes()[:num_bytes]
-    if xxhash.xxh3_128_hexdigest(rows) != digest:
-        raise CorruptCheckpointError(
-            f"{source.metrics_path} does not begin with the {num_bytes:,} bytes that {checkpoint.path.name} "
-            "was made with",
-            hint="put the file back as it was",
-        )
-    return rows

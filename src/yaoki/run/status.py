@@ -10,7 +10,7 @@ from yaoki.errors import CorruptCheckpointError
 from yaoki.journal.counting import count_replayable
 from yaoki.journal.housekeeping import journal_summary
 from yaoki.journal.metrics import Row, read_metrics
-from yaoki.run.checkpoints import list_checkpoints
+from yaoki.run.checkpoints import list_checkpoints, rows_of
 from yaoki.run.directory import RunDirectory
 from yaoki.run.environment import software
 from yaoki.run.grade import judge
@@ -19,7 +19,8 @@ from yaoki.run.grade import judge
 def run_status(directory: RunDirectory, *, read_all: bool = False) -> dict[str, Any]:
     """Attempts, progress, checkpoints, journal, and what a resume would do, as plain JSON.
 
-    Without `read_all` the checkpoint to resume from is judged by its manifest and the sizes of its files.
+    Without `read_all` the checkpoint to resume from is judged by its manifest and the sizes of its files, and
+    the rows that it counts as its own are believed.
     """
     directory.require_run()
     config = directory.stored_config()
@@ -60,6 +61,8 @@ def _resume(directory: RunDirectory, read_all: bool) -> dict[str, Any]:
     config = directory.stored_config()
     try:
         choice = directory.choose_checkpoint(read_all=read_all)
+        if read_all and choice.checkpoint is not None:
+            rows_of(directory, choice.checkpoint)
     except CorruptCheckpointError as error:
         return {"possible": False, "problem": error.message}
     verdict = judge(choice, software(), config, directory.parent)
@@ -78,6 +81,7 @@ def _resume(directory: RunDirectory, read_all: bool) -> dict[str, Any]:
         "grade": verdict.grade,
         "step": verdict.step,
         "checkpoint": verdict.checkpoint,
+        "num_workers": choice.checkpoint.manifest.world_size if choice.checkpoint else None,
         "read_all": read_all,
         "num_replayed_steps": replay.num_steps,
         "num_reused_rollouts": replay.num_rollouts,

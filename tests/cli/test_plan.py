@@ -126,3 +126,12 @@ def test_it_needs_no_torch_and_writes_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "at the peak" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("gpu_gb", "is_enough"), [("80", True), ("1.5", False)])
+def test_what_vllm_may_take(yaoki: Callable[..., Done], gpu_gb: str, is_enough: bool) -> None:
+    words = ["--gpu-gb", gpu_gb, "engine.type=vllm", "engine.gpu_memory_utilization=0.5"]
+    out = yaoki("plan", ONE_GPU, *words).out
+    line = next(line for line in out.splitlines() if line.startswith("vLLM may take"))
+    assert line.startswith(f"vLLM may take {float(gpu_gb) / 2:g} GB of each GPU")
+    assert line.endswith(": too little for its weights") != is_enough

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from yaoki.checkpoint.catalog import Catalog
-from yaoki.checkpoint.chunks import ChunkDigester, chunk_bytes_of, num_chunks
+from yaoki.checkpoint.chunks import MAX_CHUNK_BYTES, ChunkDigester, chunk_bytes_of, num_chunks
+from yaoki.checkpoint.manifest import Scope
 from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.retention import Policy
+from yaoki.checkpoint.snapshot import PartState, Snapshot
 from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import verify
 from yaoki.errors import CorruptCheckpointError, YaokiError
 
+from .faulty_os import BLOCK_BYTES, use_small_blocks
 from .samples import INFO, small_snapshot
 from .test_manifest import signed
 
@@ -106,9 +110,8 @@ def bytes_read() -> int:
 def test_a_size_that_lies_is_refused_before_a_byte_is_read(path: Path, lie: int) -> None:
     def change(content: dict[str, Any]) -> None:
         size_bytes = entry_of(content, WEIGHTS)["size_bytes"] + lie
-        chunk_bytes = chunk_bytes_of(size_bytes)
-        entry_of(content, WEIGHTS).update(size_bytes=size_bytes, chunk_bytes=chunk_bytes)
-        content["xxh3_128"][WEIGHTS] = "0" * 32 * min(8192, num_chunks(size_bytes, chunk_bytes))
+        entry_of(content, WEIGHTS).update(size_bytes=size_bytes, chunk_bytes=MAX_CHUNK_BYTES)
+        content["xxh3_128"][WEIGHTS] = "0" * 32 * min(2000, num_chunks(size_bytes, MAX_CHUNK_BYTES))
 
     forge_manifest(path, change)
     reason = "the manifest says" if lie <= HUGE_BYTES else "has no proper digests"
@@ -186,6 +189,46 @@ def test_a_tensor_file_whose_header_lies_is_refused(path: Path, kind: str) -> No
     (path / WEIGHTS).write_bytes(HEADERS[kind] + data[4096:])
     admit(path, WEIGHTS)
     assert WEIGHTS in refusal(lambda: load(path), max_read_bytes=16 << 20)
+
+
+def test_a_long_header_that_lies_far_behind_its_beginning_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_small_blocks(monkeypatch)
+    tensors = {f"layer_{i:03d}.weight": torch.full((3,), float(i)) for i in range(400)}
+    snapshot = Snapshot({"policy.params": PartState(Scope.SHARDED, tensors)})
+    path = CheckpointStore(tmp_path).save(snapshot, step=1, info=INFO).path
+    data = (path / WEIGHTS).read_bytes()
+    assert data.index(b"layer_399") > 2 * BLOCK_BYTES
+    (path / WEIGHTS).write_bytes(data.replace(b"layer_399", b"layer_499"))
+    admit(path, WEIGHTS)
+    with pytest.raises(CorruptCheckpointError, match="its header does not describe the tensors"):
+        load(path)
+
+
+def test_what_a_rank_has_for_itself_is_in_its_own_file(path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["world_size"] = 2
+        for tensor in content["tensors"]:
+            tensor["rank"] = None if tensor["rank"] is None else 1
+
+    state = json.loads((path / "state.json").read_bytes())
+    (path / "state.json").write_text(json.dumps({**state, "per_rank": state["per_rank"] * 2}))
+    admit(path, "state.json")
+    forge_manifest(path, change)
+    with pytest.raises(CorruptCheckpointError, match=r"rng-.*: torch belongs to rank 1"):
+        load(path)
+
+
+def test_a_listed_file_in_which_no_tensor_lies_is_refused(path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["files"].append(dict(entry_of(content, "state.json"), name="more"))
+        content["xxh3_128"]["more"] = content["xxh3_128"]["state.json"]
+
+    shutil.copy(path / "state.json", path / "more")
+    forge_manifest(path, change)
+    with pytest.raises(CorruptCheckpointError, match="more: no tensor lies in it"):
+        load(path)
 
 
 @on_linux

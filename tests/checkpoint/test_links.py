@@ -58,6 +58,14 @@ def test_an_unchanged_part_is_one_file_with_many_names(store: CheckpointStore) -
     assert files[2].stat().st_nlink == 1
 
 
+def test_a_large_part_is_linked_by_its_own_chunks(store: CheckpointStore) -> None:
+    first, second = (save(store, step, num_elements=5_000_000) for step in (1, 2))
+    assert inode(first) == inode(second)
+    entries = {file.name: file for file in verify(first.parent).files}
+    assert entries[FILE].chunk_bytes == 8192
+    assert entries["state.json"].chunk_bytes == 4096
+
+
 def test_what_was_linked_need_not_be_waited_for(store: CheckpointStore) -> None:
     save(store, 1)
     source = TensorSource()

@@ -195,6 +195,14 @@ def changed(path: tuple[str | int, ...], value: object) -> bytes:
         (("tensors", 0, "shards", 0, "file"), "x", "'x' is not a listed file"),
         (("tensors", 0, "shards", 0, "offsets"), [1, 0], "a shard lies outside of it"),
         (("tensors", 0, "shards", 0, "shape"), [2, 1], "its shards do not cover it"),
+        (
+            ("tensors", 0, "shards"),
+            [
+                {"file": WEIGHTS, "offsets": [0, 0], "shape": [2, 1]},
+                {"file": WEIGHTS, "offsets": [1, 0], "shape": [1, 1]},
+            ],
+            "its shards do not follow one another",
+        ),
         (("tensors", 0, "global_shape"), [-3, -1], "negative size"),
         (("tensors", 1, "alias_of"), "head", "not a stored tensor of its dtype and shape"),
         (("tensors", 1, "global_shape"), [3], "not a stored tensor of its dtype and shape"),

@@ -1,6 +1,7 @@
 """What any number of ranks has written, any number reads: the same bits, each rank its own rows."""
 
 import os
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def spread(tensors: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tenso
 def save(world: World, directory: Path, shapes: Shapes = SHAPES) -> None:
     parts = {
         "p": PartState(Scope.SHARDED, spread(whole_tensors(shapes), world.size)),
+        "void": PartState(Scope.SHARDED, spread({"nothing": torch.empty(0, 3)}, world.size)),
         "data": PartState(Scope.GLOBAL, json={"cursor": 5}),
         "rng": PartState(Scope.PER_RANK, {"state": torch.tensor([world.rank])}, json={"rank": world.rank}),
     }
@@ -174,10 +176,11 @@ def test_each_rank_reads_its_own_file_only_if_the_world_is_the_same(tmp_path: Pa
 
 
 @pytest.mark.parametrize("place", [0, 4095, -1], ids=["length", "header", "rows"])
-@pytest.mark.parametrize("part", ["p", "rng"])
-@pytest.mark.parametrize("bad_rank", [0, 1, 2])
-def test_a_damaged_file_is_refused_by_all(bad_rank: int, part: str, place: int, tmp_path: Path) -> None:
-    """Also the one that a third rank had for itself, which two ranks have no use for."""
+@pytest.mark.parametrize(
+    ("part", "bad_rank"), [("void", 0), *((part, rank) for part in ("p", "rng") for rank in range(3))]
+)
+def test_a_damaged_file_is_refused_by_all(part: str, bad_rank: int, place: int, tmp_path: Path) -> None:
+    """Also one that is only a header, and what a third rank had for itself, of which two have no use."""
     on_ranks(3, tmp_path, lambda world: save(world, tmp_path))
     path = tmp_path / NAME / f"{part}-{bad_rank:05d}-of-00003.safetensors"
     data = bytearray(path.read_bytes())
@@ -188,6 +191,28 @@ def test_a_damaged_file_is_refused_by_all(bad_rank: int, part: str, place: int, 
             assert isinstance(failure, Failure)
             assert "CorruptCheckpointError" in failure.text
             assert path.name in failure.text
+
+
+@pytest.mark.parametrize("num_readers", [2, 3])
+def test_damage_in_any_of_its_rows_is_found_by_each_rank_that_reads_them(
+    num_readers: int, tmp_path: Path
+) -> None:
+    on_ranks(1, tmp_path, lambda world: save(world, tmp_path, LARGE))
+    found = on_ranks(num_readers, tmp_path, lambda world: restore(world, tmp_path, LARGE))
+    path = tmp_path / NAME / "p-00000-of-00001.safetensors"
+    spans = [[span for name, *span in one["reads"] if name == path.name] for one in found]
+    assert all(len(of_rank) > 3 for of_rank in spans)
+    for begin, end in [place for of_rank in spans for place in (of_rank[1], of_rank[-1])]:
+        intact, at = path.read_bytes(), (begin + end) // 2
+        path.write_bytes(intact[:at] + bytes([intact[at] ^ 1]) + intact[at + 1 :])
+        failures = outcomes(num_readers, tmp_path, lambda world: restore(world, tmp_path, LARGE))
+        path.write_bytes(intact)
+        for rank, failure in failures.items():
+            assert isinstance(failure, Failure)
+            reads_it = any(first <= at < last for first, last in spans[rank])
+            assert ("CorruptCheckpointError: worker " in failure.text) == (not reads_it)
+            (place,) = set(re.findall("digest of its bytes ([0-9]+) to ([0-9]+) is", failure.text))
+            assert int(place[0]) <= at < int(place[1]) <= int(place[0]) + CHUNK_BYTES
 
 
 def test_a_rank_that_cannot_write_fails_the_save_on_all(tmp_path: Path) -> None:

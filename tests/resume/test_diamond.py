@@ -26,6 +26,7 @@ VARIANTS = {
     "ppo-kl-in-reward": ["kl.coef=0.05", "kl.use=reward", "kl.estimator=k1", "kl.controller=adaptive"],
     "ppo-critic-warm-up": ["train.freeze_policy_steps=4", "critic.num_mini_batches=12"],
     "ppo-dropout": ["policy.dropout=0.2", "critic.dropout=0.2"],
+    "ppo-bfloat16": ["train.precision=bfloat16"],
     "grpo": GRPO,
     "grpo-adaptive-kl": [*GRPO, "kl.coef=0.05", "kl.controller=adaptive", "kl.target=0.001", "kl.horizon=50"],
     "grpo-reference-per-epoch": [

@@ -11,7 +11,7 @@ from yaoki.errors import WeightSyncError
 from yaoki.models.base import tiny_random
 from yaoki.models.policy import token_logprobs
 from yaoki.rollout.engine import Sampling
-from yaoki.rollout.probe import PROBE_TOKENS, check_weights, model_logprobs, probe_ids, tolerance
+from yaoki.rollout.probe import PROBE_TOKENS, Tolerance, check_weights, model_logprobs, probe_ids, tolerance
 from yaoki.rollout.transformers_engine import TransformersEngine
 
 TOLERANCE = tolerance("float32")
@@ -79,7 +79,7 @@ def test_what_is_no_number_is_no_agreement(
     for place in (0, 5, len(expected) - 1):
         spoilt = [*expected[:place], wrong, *expected[place + 1 :]]
         with pytest.raises(WeightSyncError):
-            check_weights(engine, 3, probe, spoilt, 1e9)
+            check_weights(engine, 3, probe, spoilt, Tolerance(math.inf, math.inf, math.inf))
 
 
 def test_dropout_does_not_disturb(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -100,7 +100,31 @@ def test_the_tolerance_lies_between_the_bounds(
     def shifted(by: float) -> Sequence[float]:
         return [expected[0] + by, *expected[1:]]
 
-    assert check_weights(engine, 3, probe, shifted(0.9 * TOLERANCE), TOLERANCE) > 0.5 * TOLERANCE
-    for by in (1.1 * TOLERANCE, -1.1 * TOLERANCE):
+    largest = TOLERANCE.largest
+    assert check_weights(engine, 3, probe, shifted(0.9 * largest), TOLERANCE) > 0.5 * largest
+    for by in (1.1 * largest, -1.1 * largest):
         with pytest.raises(WeightSyncError):
             check_weights(engine, 3, probe, shifted(by), TOLERANCE)
+
+
+@pytest.mark.parametrize("size", [1, 4, 6])
+def test_rounding_to_bfloat16_is_no_other_weights(size: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Also where the model is sure of itself, so that a token may be more than a nat off."""
+    model = tiny_random(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(size if parameter.ndim == 2 else 1)
+    engine = TransformersEngine(tiny_random(9), tokenizer, Sampling(1.0, 1.0, 12, ()))
+    probe = probe_ids(tokenizer)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model_logprobs(model, probe)
+    engine.load_weights(model.state_dict().items(), 3)
+    gap = check_weights(engine, 3, probe, expected, tolerance("bfloat16"))
+    assert (gap > 1.0) == (size == 6)
+    other = dict(tiny_random(5).named_parameters())
+    for name in [name for name, tensor in other.items() if tensor.ndim == 2][1:8]:
+        wrong = {**model.state_dict(), name: size * other[name]}
+        engine.load_weights(wrong.items(), 3)
+        if size > 1:  # of a model that says nothing, no matrix matters
+            with pytest.raises(WeightSyncError, match="on average, which rounding does not explain"):
+                check_weights(engine, 3, probe, expected, tolerance("bfloat16"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.resume.harness import assert_same_run
+from yaoki.checkpoint import catalog
 from yaoki.errors import CorruptCheckpointError
 
 from .attempts import STEPS, config_of, shown_by, train_here
@@ -72,6 +73,21 @@ def test_the_final_bits_are_those_of_an_unbroken_run(
     assert shown.count(f"warning: not used: {NEWEST}: {name}: ") == 1
     assert "resuming from step-00000002, grade exact" in shown
     assert_same_run(copied, finished, STEPS)
+
+
+def test_what_was_restored_is_not_read_again(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only to be kept when the next one is saved; and what has not changed is linked to it."""
+    read: list[Path] = []
+    monkeypatch.setattr(catalog, "verify", read.append)
+    train_here(unfinished, config_of())
+    assert read == []
+    files = [path / "reference.params-00000-of-00001.safetensors" for path in checkpoints_of(unfinished)]
+    assert [path.parent.name for path in files] == ["step-00000002", NEWEST]
+    assert files[0].samefile(files[1])
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").iterdir())
 
 
 def test_an_unfinished_checkpoint_is_passed_over(unfinished: Path, finished: Path) -> None:

@@ -58,6 +58,14 @@ def test_every_step_comes_back_bit_for_bit(
     assert_same_run(journaled, finished, STEPS)
 
 
+def test_a_step_that_was_computed_in_bfloat16_comes_back(tmp_path: Path) -> None:
+    for name, every in (("every", 1), ("journaled", 0)):
+        config = config_of("train.precision=bfloat16", KEEP_ALL, f"checkpoint.every_steps={every}")
+        train_here(tmp_path / name, config)
+    restore(tmp_path / "journaled", 2)
+    assert final_state(tmp_path / "journaled", 2) == final_state(tmp_path / "every", 2)
+
+
 def test_a_step_that_is_there_is_only_pinned(journaled: Path) -> None:
     restore(journaled, STEPS)
     assert checkpoint_steps(journaled) == [STEPS]

@@ -106,7 +106,7 @@ def test_failures_are_warnings_until_there_are_too_many(run: Path) -> None:
 
 def test_a_url_that_cannot_be_written_is_found_out_at_once(run: Path) -> None:
     FaultyFileSystem.before = staticmethod(fail)
-    with pytest.raises(YaokiError, match=r"cannot write .*/config\.json: ConnectionError: gone"):
+    with pytest.raises(YaokiError, match=r"cannot write .*/trial: ConnectionError: gone"):
         Mirror(run, URL, NEVER_S, ignore).__enter__()
 
 

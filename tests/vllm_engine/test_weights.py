@@ -46,7 +46,7 @@ def test_after_a_push_the_weights_are_the_new_ones(
     assert engine.policy_version == 7
     assert check_weights(engine, 7, probe, after, TOLERANCE) < 1e-5
     assert engine.generate(requests(tokenizer), no_poll) != old
-    with pytest.raises(WeightSyncError, match="rounding explains"):
+    with pytest.raises(WeightSyncError, match="rounding does not explain"):
         check_weights(engine, 7, probe, before, TOLERANCE)
     with pytest.raises(WeightSyncError, match="version 7, the policy is at 8"):
         check_weights(engine, 8, probe, after, TOLERANCE)
@@ -164,7 +164,7 @@ def test_bfloat16(learner_model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     engine = vllm_engine(learner_model, tokenizer, SAMPLING, precision="bfloat16")
     probe = probe_ids(tokenizer)
     gap = check_weights(engine, 0, probe, model_logprobs(learner_model, probe), tolerance("bfloat16"))
-    assert gap > TOLERANCE
+    assert gap > TOLERANCE.largest
     engine.sleep()
 
 

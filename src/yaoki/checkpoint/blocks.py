@@ -195,7 +195,7 @@ class DiskWriter:
 def reading(
     file: FileIO, blocks: Sequence[memoryview], spans: Iterable[tuple[int, int]]
 ) -> Iterator[Iterator[tuple[int, memoryview]]]:
-    """The bytes of some spans of `file`, from begin to end, each of them from the beginning of a page on.
+    """The bytes of some spans of `file`, from begin to end, each beginning at a multiple of a page of 4 KiB.
 
     Gives (place in the file, view of at most a block); a view is good until the next one is asked for, and is
     shorter than it should be if the file is.
@@ -239,7 +239,8 @@ class _Direct:
 
     def fill(self, block: memoryview, begin: int, num_bytes: int) -> int:
         """Read so many bytes from `begin` on; less only at the end of the file."""
-        room = block[: -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE]  # the disk gives whole pages
+        size = fs.ALIGNMENT_BYTES
+        room = block[: -(-num_bytes // size) * size]  # of less a disk does not know
         num_read = 0
         while num_read < num_bytes:
             try:

@@ -38,7 +38,7 @@ class Refusal:
     @classmethod
     def because(cls, path: Path, error: CorruptCheckpointError) -> "Refusal":
         """With the error's message, which need not name the directory again."""
-        return cls(path, error.message.removeprefix(f"{path}/").removeprefix(f"{path}: "))
+        return cls(path, error.message.replace(f"{path}/", "").replace(f"{path}: ", ""))
 
     def __str__(self) -> str:
         return f"{self.path.name}: {self.reason}"

@@ -11,17 +11,18 @@ MAX_CHUNK_BYTES = 8 << 20
 DIGEST_CHARACTERS = 32
 """Of xxh3-128, hexadecimal."""
 
-_NUM_CHUNKS = 8192
-"""At most so many to a file, unless the chunks would become too large: 256 KiB of digests."""
 
+def chunk_bytes_of(part_bytes: int) -> int:
+    """How large the chunks of a new file are: a power of two, about the root of its part's size.
 
-def chunk_bytes_of(size_bytes: int) -> int:
-    """How large the chunks of a file are that is written now: a power of two.
+    Small, because a rank reads its rows of hundreds of tensors in a file, and verifies whole chunks; not so
+    small that the digests of a large part would weigh anything. Of a part of 4 GB it has 60,000.
 
-    Small, because a rank reads its rows of hundreds of tensors in a file, and verifies whole chunks.
+    Args:
+        part_bytes: of all files among which a part is spread, roughly.
     """
     chunk_bytes = MIN_CHUNK_BYTES
-    while chunk_bytes < MAX_CHUNK_BYTES and chunk_bytes * _NUM_CHUNKS < size_bytes:
+    while chunk_bytes < MAX_CHUNK_BYTES and chunk_bytes**2 < part_bytes:
         chunk_bytes *= 2
     return chunk_bytes
 

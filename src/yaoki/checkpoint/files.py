@@ -54,7 +54,7 @@ def read_small_checked(path: Path, expected: FileEntry) -> bytes:
     """
     check_size(path, expected)
     data = read_small(path)
-    _require_digests(path, hexdigests_of(data, expected.chunk_bytes), expected, [(0, len(data))])
+    require_digests(path, hexdigests_of(data, expected.chunk_bytes), expected)
     return data
 
 
@@ -82,7 +82,7 @@ def read_checked(
     Raises:
         CorruptCheckpointError: missing, not a regular file, wrong size or digest, unreadable; names the file.
     """
-    spans = [(0, expected.size_bytes)] if spans is None else spans
+    spans = _all_of(expected) if spans is None else spans
     digests = ChunkDigester(expected.chunk_bytes)
     with open_regular(path) as file:
         _require_size(path, file, expected)
@@ -93,7 +93,7 @@ def read_checked(
                     take(begin, view)
         except OSError as error:
             raise CorruptCheckpointError(f"{path}: {_reason(error)}") from error
-    _require_digests(path, digests.hexdigests(), expected, spans)
+    require_digests(path, digests.hexdigests(), expected, spans)
 
 
 def whole_chunks(file: FileEntry, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -112,12 +112,16 @@ def whole_chunks(file: FileEntry, ranges: Iterable[tuple[int, int]]) -> list[tup
     return spans
 
 
-def _require_digests(path: Path, found: str, expected: FileEntry, spans: Sequence[tuple[int, int]]) -> None:
-    """`found`: of the chunks in the spans."""
-    size = expected.chunk_bytes
+def require_digests(
+    place: Path | str, found: str, expected: FileEntry, spans: Sequence[tuple[int, int]] | None = None
+) -> None:
+    """CorruptCheckpointError, with the place, unless `found` are the digests of the chunks in the spans.
+
+    `spans` as for `read_checked`.
+    """
+    size, spans = expected.chunk_bytes, _all_of(expected) if spans is None else spans
     runs = [(begin // size, num_chunks(end - begin, size)) for begin, end in spans]
-    wanted = "".join(expected.digests(first, number) for first, number in runs)
-    if found == wanted:
+    if found == "".join(expected.digests(first, number) for first, number in runs):
         return
     chunks = [chunk for first, number in runs for chunk in range(first, first + number)]
     for i, chunk in enumerate(chunks):
@@ -125,9 +129,14 @@ def _require_digests(path: Path, found: str, expected: FileEntry, spans: Sequenc
         if is_now != expected.digests(chunk, 1):
             end = min(expected.size_bytes, (chunk + 1) * size)
             raise CorruptCheckpointError(
-                f"{path}: the xxh3-128 digest of its bytes {chunk * size} to {end} is {is_now or 'missing'}, "
-                f"the manifest says {expected.digests(chunk, 1)}"
+                f"{place}: the xxh3-128 digest of its bytes {chunk * size} to {end} is "
+                f"{is_now or 'missing'}, not {expected.digests(chunk, 1)}"
             )
+    raise CorruptCheckpointError(f"{place}: it has more than its {expected.size_bytes} bytes")
+
+
+def _all_of(file: FileEntry) -> list[tuple[int, int]]:
+    return [(0, file.size_bytes)]
 
 
 def _require_size(path: Path, file: FileIO, expected: FileEntry) -> None:

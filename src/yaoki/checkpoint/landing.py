@@ -54,7 +54,11 @@ class Landing:
         self._rank = rank
         self._live = live
         self._targets: dict[tuple[str, str], Target] = {}
-        self._shapes = {(tensor.part, tensor.name): tensor.global_shape for tensor in manifest.tensors}
+        self._shapes = {
+            (tensor.part, tensor.name): tensor.global_shape
+            for tensor in manifest.tensors
+            if tensor.rank in (None, rank)
+        }
 
     def tensor(self, part: str, name: str) -> torch.Tensor:
         """The tensor that the rows of that name went to."""

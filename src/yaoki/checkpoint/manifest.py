@@ -211,14 +211,16 @@ def _fields(manifest: Manifest) -> dict[str, object]:
 def _join_digests(content: dict[str, JSON]) -> None:
     """The inverse of setting them apart; leaves it to the decoder to find fault with what is not a file."""
     digests, files = content.pop("xxh3_128", None), content.get("files")
-    if not isinstance(digests, dict) or not isinstance(files, list):
+    if not isinstance(digests, dict):
         raise FormatError("it has no digests of its files")
     names = set()
-    for file in files:
+    for file in files if isinstance(files, list) else []:
         if isinstance(file, dict):
+            name = str(file.get("name"))
             _require("xxh3_128" not in file, "a file's digests are in the wrong place")
-            names.add(str(file.get("name")))
-            file["xxh3_128"] = digests.get(str(file.get("name")))
+            _require(name in digests, f"it has no digests of {name!r}")
+            file["xxh3_128"] = digests[name]
+            names.add(name)
     _require(names >= digests.keys(), "it has digests of files that it does not list")
 
 
@@ -298,7 +300,7 @@ def _problem(
 
 
 def _problem_of_shards(tensor: TensorEntry, files: set[str]) -> str | None:
-    """Each shard must lie inside the tensor, and all shards together have its number of elements."""
+    """Each shard must lie inside the tensor, and all shards together are it, row after row."""
     if not tensor.shards:
         return "it is stored nowhere"
     for shard in tensor.shards:
@@ -311,6 +313,11 @@ def _problem_of_shards(tensor: TensorEntry, files: set[str]) -> str | None:
                 return "a shard lies outside of it"
     if sum(math.prod(shard.shape) for shard in tensor.shards) != math.prod(tensor.global_shape):
         return "its shards do not cover it"
+    num_rows = 0
+    for first, size in sorted((shard.offsets[0], shard.shape[0]) for shard in tensor.shards if shard.shape):
+        if first != num_rows:
+            return "its shards do not follow one another"
+        num_rows += size
     return None
 
 

@@ -66,8 +66,11 @@ class CheckpointStore(Catalog):
     def __init__(
         self, directory: Path, verified: ValidCheckpoint | None = None, ranks: Ranks | None = None
     ) -> None:
-        """`verified`: what this process has just read in full; unchanged parts are linked to its files."""
+        """`verified`: what the ranks have just read in full; unchanged parts are linked to its files, and it
+        is not read again only to be kept."""
         super().__init__(directory)
+        if verified is not None:
+            self._verified.add(verified.path)
         self._newest_verified = verified
         self._ranks: Ranks = OneRank() if ranks is None else ranks
 

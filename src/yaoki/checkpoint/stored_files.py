@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yaoki.checkpoint.files import check_size
-from yaoki.checkpoint.layout import file_rank, plain_child
+from yaoki.checkpoint.layout import STATE, file_rank, plain_child
 from yaoki.checkpoint.manifest import FileEntry, Manifest, ShardEntry, TensorEntry
 from yaoki.checkpoint.snapshot import DTYPE_NAMES
 from yaoki.checkpoint.tensor_file import StoredTensor, header, in_file_order
@@ -51,6 +51,9 @@ def tensor_files(directory: Path, manifest: Manifest, parts: Sequence[str]) -> l
     for tensor in manifest.tensors:
         for shard in tensor.shards:
             by_file.setdefault(shard.file, []).append((tensor, shard))
+    for file in manifest.files:
+        if file.name != STATE and file.name not in by_file:
+            raise CorruptCheckpointError(f"{plain_child(directory, file.name)}: no tensor lies in it")
     found = []
     for part in parts:
         for file in manifest.files:
@@ -68,6 +71,8 @@ def _tensor_file(
     for tensor, shard in shards:
         if tensor.dtype not in dtypes:
             raise CorruptCheckpointError(f"{path}: {tensor.name} has the unknown dtype {tensor.dtype!r}")
+        if tensor.rank not in (None, file_rank(file.name)):
+            raise CorruptCheckpointError(f"{path}: {tensor.name} belongs to rank {tensor.rank}")
         if shard.shape[1:] != tensor.global_shape[1:] or tensor.name in first_rows:
             raise CorruptCheckpointError(f"{path}: {tensor.name} is not stored by rows")
         first_rows[tensor.name] = shard.offsets[0] if shard.offsets else 0

@@ -39,6 +39,7 @@ class PartFile:
         self.name = part_file_name(part_name, rank, world_size)
         self._part_name = part_name
         self._part = part
+        self._world_size = world_size
         self.rarely_changes = part.rarely_changes
         self._owner = rank if part.scope is Scope.PER_RANK else None
         self._aliases = part.aliases
@@ -58,6 +59,11 @@ class PartFile:
     def size_bytes(self) -> int:
         """Of the whole file."""
         return len(self.header) + sum(tensor.num_bytes for tensor in self._order)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """By how much of it at a time it is digested."""
+        return chunk_bytes_of(self.size_bytes * self._world_size)
 
     @property
     def has_tensors(self) -> bool:
@@ -123,7 +129,7 @@ def write_parts(
 
 
 def _write(directory: Path, file: PartFile, source: TensorSource, disk: DiskWriter) -> FileEntry:
-    stream = disk.begin_file(directory / file.name, chunk_bytes_of(file.size_bytes))
+    stream = disk.begin_file(directory / file.name, file.chunk_bytes)
     stream.put(file.header)
     source.take(file.name, stream)
     entry = stream.finish(file.name)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from yaoki.checkpoint.catalog import Catalog, Choice
+from yaoki.checkpoint.catalog import Catalog, Choice, ValidCheckpoint
 from yaoki.checkpoint.saving import SaveInfo
 from yaoki.checkpoint.store import CheckpointStore, SavedCheckpoint
 from yaoki.config.compat import config_digest
@@ -144,7 +144,7 @@ class Attempt:
             engine=engine,
             verifier=verifier,
             eval_prompts=eval_prompts,
-            checkpointer=self._checkpointer(verdict, now, digest, state.metrics, journal),
+            checkpointer=self._checkpointer(choice.checkpoint, now, digest, state.metrics, journal),
             board=board,
             console=self.console,
             stop=self.stop,
@@ -225,7 +225,7 @@ class Attempt:
 
     def _checkpointer(
         self,
-        verdict: ResumeVerdict,
+        restored: ValidCheckpoint | None,
         now: Environment,
         dataset_digest: str,
         metrics: MetricsLog,
@@ -234,18 +234,18 @@ class Attempt:
         info = SaveInfo(
             run_id=self.directory.run_id,
             attempt=self.number,
-            parent=verdict.checkpoint,
+            parent=None if restored is None else restored.path.name,
             config_digest=config_digest(self.config),
             dataset_digest=dataset_digest,
             environment=now,
         )
         checkpointer = Checkpointer(
-            store=CheckpointStore(self.directory.checkpoints, ranks=self.world.writer),
+            store=CheckpointStore(self.directory.checkpoints, restored, self.world.writer),
             info=info,
             config=self.config.checkpoint,
             accuracies=self._accuracies,
             sync_metrics=metrics.sync,
-            saved_step=-1 if verdict.checkpoint is None else verdict.step,
+            saved_step=-1 if restored is None else restored.manifest.step,
             on_saved=self._on_saved,
             on_pruned=partial(self._prune_journal, journal),
         )

@@ -29,6 +29,7 @@ from typing import Any
 
 from yaoki import fs
 from yaoki.checkpoint.catalog import Catalog, Choice, Refusal
+from yaoki.checkpoint.layout import Kind
 from yaoki.config.load import read_stored
 from yaoki.config.schema import Config
 from yaoki.errors import CorruptCheckpointError, NothingThereError, RefusedError
@@ -233,7 +234,9 @@ class RunDirectory:
 
     def _require_not_without_name(self) -> None:
         """CorruptCheckpointError if there are checkpoints but not what makes this a run."""
-        if not self.exists and self.checkpoints.is_dir() and Catalog(self.checkpoints).candidates():
+        if self.exists or not self.checkpoints.is_dir():
+            return
+        if any(found.kind is not Kind.UNFINISHED for found in Catalog(self.checkpoints).candidates()):
             raise CorruptCheckpointError(
                 f"{self._run_path} is missing, and there are checkpoints beside it",
                 hint="put it back from a copy: it says which run they belong to",

@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +15,10 @@ from yaoki.config.compat import require_resumable
 from yaoki.config.schema import Config
 from yaoki.errors import RefusedError, StopRequested, YaokiError
 from yaoki.learner.waiting import while_first_works
-from yaoki.learner.world import World, alone
+from yaoki.learner.world import World, joined
 from yaoki.models.determinism import configure
 from yaoki.run.attempt import Attempt, Outcome
+from yaoki.run.build import device_type
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
 from yaoki.run.follower import FollowedDirectory
@@ -26,6 +27,13 @@ from yaoki.run.startup import Startup
 from yaoki.run.stop import StopSignal, space_shortage
 from yaoki.storage.fetch import fetch
 from yaoki.storage.mirror import Mirror
+
+
+def world_of(config: Config, environment: Mapping[str, str]) -> AbstractContextManager[World]:
+    """The world that a launcher's environment variables describe, as the config needs it; see `joined`."""
+    needs_group = config.train.precision != "float32"  # FSDP2 computes in another precision, for one rank too
+    timeout_s = config.run.peer_timeout_s
+    return joined(environment, device_type(config), timeout_s, always_group=needs_group)
 
 
 def train(
@@ -42,13 +50,14 @@ def train(
 
     Raises StopRequested (saved, to be resumed) and any YaokiError; never starts afresh where a
     checkpoint was meant to be. With several ranks all call this; the first one looks after the directory.
+    Without a `world` there is one rank.
     """
     startup = Startup()
     startup.ended("imports")
-    world = alone() if world is None else world
-    if not world.is_first:
-        directory = FollowedDirectory(directory.path)
     with ExitStack() as stack:
+        world = stack.enter_context(world_of(config, {})) if world is None else world
+        if not world.is_first:
+            directory = FollowedDirectory(directory.path)
         stack.enter_context(directory.lock() if world.is_first else nullcontext())
         session = _Session(directory, config, console, world, startup, replay_only, stack)
         open_first = partial(while_first_works, world, session.open)  # it may have to be fetched

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from yaoki.errors import NonFiniteError
 from yaoki.learner.learner import Learner
 from yaoki.rollout.engine import RolloutEngine
-from yaoki.rollout.probe import check_weights, model_logprobs
+from yaoki.rollout.probe import Tolerance, check_weights, model_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class WeightSync:
     learner: Learner
     probe: tuple[int, ...]
     """Token ids of the text."""
-    tolerance: float
-    """How far log-probabilities of the two may be apart, in nats."""
+    tolerance: Tolerance
+    """How far log-probabilities of the two may be apart."""
 
     def push(self, policy_version: int) -> None:
         """The engine generates with the learner's weights from here on, and the learner rests.

@@ -3,12 +3,10 @@
 import os
 
 from yaoki.config.schema import Config
-from yaoki.learner.world import joined
 from yaoki.run.attempt import Outcome
-from yaoki.run.build import device_type
 from yaoki.run.console import Console
 from yaoki.run.directory import RunDirectory
-from yaoki.run.session import train
+from yaoki.run.session import train, world_of
 
 
 def train_worker(directory: RunDirectory, config: Config) -> Outcome | None:
@@ -16,9 +14,7 @@ def train_worker(directory: RunDirectory, config: Config) -> Outcome | None:
 
     Raises what `train` raises, and PeerLostError when another worker is gone.
     """
-    needs_group = config.train.precision != "float32"
-    timeout_s = config.run.peer_timeout_s
-    with joined(os.environ, device_type(config), timeout_s, always_group=needs_group) as world:
+    with world_of(config, os.environ) as world:
         with Console(config.run.show_samples_every, is_quiet=not world.is_first) as console:
             outcome = train(directory, config, console, world)
         return outcome if world.is_first else None

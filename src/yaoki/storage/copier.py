@@ -20,6 +20,9 @@ from yaoki.storage import names
 from yaoki.storage.record import Record
 from yaoki.storage.remote import Remote
 
+_TRIAL = "trial"
+"""A file that is there for an instant."""
+
 
 class Copier:
     """Copies one directory to one URL. Nobody else may write to either the URL or its run meanwhile."""
@@ -40,7 +43,7 @@ class Copier:
     def check(self) -> None:
         """RefusedError unless the URL holds nothing, or an older state of the same run.
 
-        Where it holds nothing, a first file is written: a wrong URL is found out now, not in some hours.
+        Where it holds none, a file is written and removed: a wrong URL is found out now, not in some hours.
         """
         there = self._list()
         stored = self._remote.read(names.RUN) if names.RUN in there else None
@@ -51,6 +54,11 @@ class Copier:
                 f"{self._directory} the run {_run_id(here)}",
                 hint="give every run a URL of its own",
             )
+        if stored is None and names.CONFIG in there:
+            raise RefusedError(
+                f"{self._remote.url} holds a {names.CONFIG}, but no run: perhaps it is a model's",
+                hint="give the run a URL of its own",
+            )
         strange = [s for s in names.complete_steps(there) if names.checkpoint_folder(s) not in self._record]
         newest = max(names.local_checkpoints(self._directory), default=0)
         if strange and strange[-1] > newest:
@@ -60,7 +68,8 @@ class Copier:
                 hint="move the directory away: the run is then fetched from the URL, and goes on from there",
             )
         if stored is None:
-            self._put_small(there, self._read([names.CONFIG], ""))
+            self._remote.put_bytes(b"", _TRIAL)
+            self._remote.remove(_TRIAL)
 
     def copy(self) -> None:
         """One pass. Raises YaokiError; what was done up to then counts, and the next pass goes on.

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from yaoki import fs
 from yaoki.checkpoint.chunks import ChunkDigester
+from yaoki.checkpoint.files import require_digests
 from yaoki.checkpoint.layout import MANIFEST
 from yaoki.checkpoint.manifest import FileEntry, parse_manifest
 from yaoki.errors import CorruptCheckpointError
@@ -153,9 +154,11 @@ class _Fetch:
             for piece in self._remote.pieces(name, expected.size_bytes):
                 digests.update(piece)
                 file.write(piece)
-        if digests.hexdigests() != expected.xxh3_128:
+        try:
+            require_digests(url, digests.hexdigests(), expected)
+        except CorruptCheckpointError:
             fs.remove_file(target)
-            raise CorruptCheckpointError(f"{url}: its xxh3-128 digests are not those of the manifest")
+            raise
 
     def _small_files(self, step: int | None) -> None:
         for name in self._small_names():

@@ -57,6 +57,7 @@ def train(
         job = Job(arguments, Path.cwd(), shared.logs, shared.metrics_path, shared.lock_holder)
         raise typer.Exit(run_on_ray(job, low, high, may_use_gpus=config.run.device != "cpu"))
     if high > 1:
+        directory.require_free()  # the logs are those of whoever trains there
         raise typer.Exit(run_workers(high, arguments, directory.logs))
     end_with_launcher()
     from yaoki.run.worker import train_worker
@@ -68,10 +69,10 @@ def train(
         print(
             f"{directory.path} is finished: {outcome.step} of {outcome.step} steps are done. "
             f"To go on, raise train.steps:\n"
-            f"  {_train_command(directory)} train.steps={2 * outcome.step}"
+            f"  {_train_command(directory, 2 * outcome.step)}"
         )
         return
-    print(describe_outcome(outcome.summary, directory, _train_command(directory)))
+    print(describe_outcome(outcome.summary, directory, _train_command(directory, 2 * outcome.step)))
 
 
 def _leave(number: int, _: FrameType | None) -> None:
@@ -81,10 +82,13 @@ def _leave(number: int, _: FrameType | None) -> None:
     sys.exit(StopRequested.exit_code)
 
 
-def _train_command(directory: RunDirectory) -> str:
-    """What goes on with the run as it was trained."""
+def _train_command(directory: RunDirectory, steps: int) -> str:
+    """What goes on with the run as it was trained, by as many workers."""
     workers = num_local_workers()
-    return f"yaoki train --run {directory.path}" + (f" --workers {workers}" if workers > 1 else "")
+    if workers is None:
+        return f"the same command with train.steps={steps}"
+    by = f" --workers {workers}" if workers > 1 else ""
+    return f"yaoki train --run {directory.path}{by} train.steps={steps}"
 
 
 def export(
@@ -174,10 +178,16 @@ def main() -> None:
 def _num_workers(text: str, *, may_be_range: bool) -> tuple[int, int]:
     """From `4` or `2:8` the fewest and the most workers."""
     low, colon, high = text.partition(":")
-    numbers = [low, high] if colon and may_be_range else [text, text]
+    numbers = [low, high if colon else low]
     if not all(number.isdecimal() for number in numbers) or not 0 < int(numbers[0]) <= int(numbers[1]):
-        raise UsageError(f"--workers is {text!r}", hint="give a number such as 4, or with --ray a range: 2:8")
-    return int(numbers[0]), int(numbers[1])
+        problem = "not a number of workers, nor a range of such numbers"
+    elif colon and not may_be_range:
+        problem = "a range, which only Ray can use"
+    else:
+        return int(numbers[0]), int(numbers[1])
+    raise UsageError(
+        f"--workers is {text!r}: {problem}", hint="give a number such as 4, or with --ray a range: 2:8"
+    )
 
 
 def _resolve(recipe: Path | None, overrides: list[str], run: Path | None) -> tuple[RunDirectory, Config]:

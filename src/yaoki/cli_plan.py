@@ -10,6 +10,7 @@ from yaoki.cli_options import JsonOption, WordsArgument, split_words
 from yaoki.cli_tables import duration, size, table
 from yaoki.config.load import load_config
 from yaoki.config.schema import Config
+from yaoki.errors import UsageError
 from yaoki.run.plan import Memory, Network, Plan, plan_run
 
 
@@ -27,6 +28,8 @@ def plan(
 ) -> None:
     """What a run will take: parameters, memory of each worker, checkpoints, journal. Starts nothing."""
     recipe, overrides = split_words(words or [])
+    if not words:
+        raise UsageError("plan what?", hint="give a recipe: yaoki plan recipes/orz_7b.toml --workers 8")
     config = load_config(recipe, overrides)
     found = plan_run(config, num_workers=workers, disk_gb_per_s=disk_gb_per_s)
     if as_json:

@@ -12,7 +12,7 @@ _NUM_SHOWN = 5
 
 
 def describe_outcome(summary: dict[str, Any], directory: RunDirectory, command: str) -> str:
-    """The end of a run: what it reached, and what to do with it. `command` goes on with it."""
+    """The end of a run: what it reached, and what to do with it. `command` goes on with it for more steps."""
     path = directory.path
     attempts = "1 attempt" if summary["attempts"] == 1 else f"{summary['attempts']} attempts"
     return f"""
@@ -20,7 +20,7 @@ run        {path}: {summary["steps"]} steps in {summary["train_seconds"]} s of t
 accuracy   {_share(summary["accuracy_before"])} before, {_share(summary["accuracy_after"])} after (held out)
 
 resume     the command that started it goes on where it was; for more steps:
-           {command} train.steps={2 * summary["steps"]}
+           {command}
 look       yaoki status {path}
            tensorboard --logdir {directory.tensorboard}
 export     yaoki export {path} --to {path}/export
@@ -130,11 +130,9 @@ def _checkpoint(checkpoint: dict[str, Any]) -> str:
 def _journal(journal: dict[str, Any]) -> str:
     if not journal["num_steps"]:
         return "empty"
-    steps = "1 step" if journal["num_steps"] == 1 else f"{journal['num_steps']} steps"
-    return (
-        f"{steps} ({journal['first_step']} to {journal['last_step']}) "
-        f"in {journal['num_parts']} parts, {size(journal['num_bytes'])}"
-    )
+    first, last = journal["first_step"], journal["last_step"]
+    steps = f"step {first}" if first == last else f"{journal['num_steps']} steps ({first} to {last})"
+    return f"{steps} in {journal['num_parts']} parts, {size(journal['num_bytes'])}"
 
 
 def _resume(resume: dict[str, Any], step: int) -> str:
@@ -145,13 +143,18 @@ def _resume(resume: dict[str, Any], step: int) -> str:
     lines = [_start(resume), *(f"not used: {refusal}" for refusal in resume["refused"])]
     reached = resume["step"] + resume["num_replayed_steps"]
     if resume["num_replayed_steps"]:
-        lines.append(f"steps {resume['step'] + 1} to {reached} again from the journal, nothing sampled")
+        steps = _steps(resume["step"] + 1, reached)
+        lines.append(f"{steps} again from the journal, nothing sampled")
     if resume["num_reused_rollouts"]:
         lines.append(f"{resume['num_reused_rollouts']} rollouts of step {reached + 1} are there already")
         reached += 1
     if step > reached:
-        lines.append(f"steps {reached + 1} to {step} sampled again")
+        lines.append(f"{_steps(reached + 1, step)} sampled again")
     return "\n             ".join(lines)
+
+
+def _steps(first: int, last: int) -> str:
+    return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
 def _start(resume: dict[str, Any]) -> str:

@@ -128,6 +128,12 @@ def test_it_needs_no_torch_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_a_recipe(yaoki: Callable[..., Done]) -> None:
+    done = yaoki("plan")
+    assert (done.code, done.out) == (2, "")
+    assert "plan what?" in done.err
+
+
 @pytest.mark.parametrize(("gpu_gb", "is_enough"), [("80", True), ("1.5", False)])
 def test_what_vllm_may_take(yaoki: Callable[..., Done], gpu_gb: str, is_enough: bool) -> None:
     words = ["--gpu-gb", gpu_gb, "engine.type=vllm", "engine.gpu_memory_utilization=0.5"]

@@ -46,6 +46,12 @@ def test_all_are_asked_to_stop_and_the_same_command_goes_on(
     (plans / "hold-generate-1").write_text("2")
     command = start(*words)
     command.wait_until((plans / "held").exists)
+    log = run / "logs" / "worker-001.log"
+    log.write_text("what it has said")
+    refused = start(*words).done()
+    assert refused.code == 3, refused.said
+    assert "is in use by process" in refused.said
+    assert log.read_text() == "what it has said", "another command must not touch it"
     command.send(signal.SIGTERM)
     done = command.done()
     assert done.code == 75, done.said
@@ -147,4 +153,20 @@ def test_a_range_of_workers_needs_ray(
     with pytest.raises(SystemExit) as leaving:
         main()
     assert leaving.value.code == 2
-    assert "hint: give a number such as 4, or with --ray a range: 2:8" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "error: --workers is '1:2': a range, which only Ray can use" in error
+    assert "hint: give a number such as 4, or with --ray a range: 2:8" in error
+
+
+def test_a_second_signal_is_told_as_one(start: Callable, words: list[str], run: Path, plans: Path) -> None:
+    (plans / "hold-generate-1").write_text("2")
+    command = start(*words)
+    command.wait_until((plans / "held").exists)
+    for _ in range(2):
+        command.send(signal.SIGINT)
+        time.sleep(1.0)
+    done = command.done()
+    assert done.code == 128 + signal.SIGINT, done.said
+    assert "SIGINT came twice: all left at once" in done.said
+    assert "failed" not in done.said
+    assert processes_of(run) == []

@@ -14,4 +14,7 @@ def test_torchrun_trains_what_our_launcher_trains(
     done = start(*torchrun, "yaoki", "train", str(recipe), *OVERRIDES, "--run", str(run)).done()
     assert done.code == 0, done.said
     assert outcomes(run) == ["finished"]
+    assert "\n           the same command with train.steps=" in done.said, (
+        "not one by our launcher, or by one worker"
+    )
     assert_as_unbroken(run, unbroken)

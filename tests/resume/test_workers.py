@@ -192,6 +192,7 @@ def test_a_worker_that_fails_is_the_end_of_all(runs: Path) -> None:
     assert "on purpose" in ended[1].text
     for rank in (0, 2):
         assert re.search("PeerLostError: another worker of this run is gone", ended[rank].text)
+        assert "GLHF" not in ended[rank].text.rpartition("PeerLostError: ")[2]
 
 
 def test_a_run_of_several_is_refused_as_that_of_one_is(runs: Path) -> None:

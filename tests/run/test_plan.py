@@ -247,7 +247,7 @@ def test_what_is_gathered() -> None:
 
 def test_tokens_and_journal() -> None:
     plan = plan_of("policy.init_from=builtin:tiny-random", "train.num_prompts=3", "engine.max_new_tokens=50")
-    assert (plan.num_completions, plan.max_tokens, plan.max_journal_bytes) == (192, 9600, 67200)
+    assert (plan.num_completions, plan.max_tokens, plan.max_journal_bytes) == (192, 9600, 67200 + 8000)
 
 
 @given(num_first=st.integers(1, 200), num_more=st.integers(0, 500))

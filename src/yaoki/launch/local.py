@@ -15,7 +15,15 @@ from pathlib import Path
 from types import FrameType
 
 from yaoki.errors import PeerLostError, StopRequested
-from yaoki.launch.process import Process, describe_failure, exit_code, last_words, log_path, start
+from yaoki.launch.process import (
+    Process,
+    describe_failure,
+    exit_code,
+    is_launched,
+    last_words,
+    log_path,
+    start,
+)
 from yaoki.learner.environment import STORE_FILE
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -60,9 +68,11 @@ def run_workers(num_workers: int, arguments: Sequence[str], logs: Path) -> int:
         return _outcome(rank, workers[rank].returncode, logs, forwarder.received)
 
 
-def num_local_workers() -> int:
-    """In a worker: how many `run_workers` has started; 1 if somebody else has started this process."""
-    return int(os.environ["WORLD_SIZE"]) if STORE_FILE in os.environ else 1
+def num_local_workers() -> int | None:
+    """In a worker: how many `run_workers` has started; 1 if nobody has, None if it was another launcher."""
+    if STORE_FILE in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return None if is_launched() or "WORLD_SIZE" in os.environ else 1
 
 
 class _Forwarder:
@@ -131,6 +141,9 @@ def _outcome(rank: int, code: int, logs: Path, received: set[int]) -> int:
     """Shows why all were ended; the exit code of it."""
     if -code in received:
         return StopRequested.exit_code  # it had not begun to listen, so there was nothing to save
+    if code - 128 in received:
+        print(f"{signal.Signals(code - 128).name} came twice: all left at once", file=sys.stderr)
+        return code
     log = log_path(logs, rank) if rank else None
     print(describe_failure(rank, code, last_words(log) if log else "", log), file=sys.stderr)
     return exit_code(code)

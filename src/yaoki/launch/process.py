@@ -93,7 +93,7 @@ def describe_end(rank: int, code: int) -> str:
 def describe_failure(rank: int, code: int, words: str, log: Path | None) -> str:
     """What is shown, once, when a worker's failure has ended all; `log` is where it spoke, if not here."""
     if log is None and code > 0:
-        return f"{describe_end(rank, code)}; the others were ended"
+        return f"that was worker {rank}, exit code {code}; the others were ended"
     error = f"error: {describe_end(rank, code)}; the others were ended"
     where = "" if log is None else f"its log is {log}; "
     hint = f"hint: {where}the same command goes on from what is on disk"

@@ -5,6 +5,7 @@ the loop, one for the thread that writes checkpoints. A shared group would mix t
 It knows nothing of what the messages mean.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ def peers_expected() -> Iterator[None]:
         if not _is_of_a_lost_peer(error):
             raise
         raise PeerLostError(
-            f"another worker of this run is gone, or does not answer: {str(error).splitlines()[0]}",
+            f"another worker of this run is gone, or does not answer: {_in_short(error)}",
             hint="see that worker's log for the reason, then start the run again: it goes on from what is "
             "on disk",
         ) from error
@@ -167,6 +168,12 @@ def peers_expected() -> Iterator[None]:
 def _is_of_a_lost_peer(error: RuntimeError) -> bool:
     text = str(error)
     return isinstance(error, dist.DistError) or "gloo" in text.lower() or "Connection closed by peer" in text
+
+
+def _in_short(error: RuntimeError) -> str:
+    """Without the place in gloo's sources, and without what it advises."""
+    line = re.sub(r"^\[\S+\.cc:\d+\] ", "", str(error).splitlines()[0])
+    return line.split(". This is typically")[0]
 
 
 def _own_store(environment: Mapping[str, str], size: int) -> Store | None:

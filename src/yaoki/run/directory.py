@@ -220,6 +220,11 @@ class RunDirectory:
             os.close(descriptor)
         return None
 
+    def require_free(self) -> None:
+        """RefusedError if somebody trains here now, before anything is started; see `lock`."""
+        if (holder := self.lock_holder()) is not None:
+            raise _in_use(self.path, holder)
+
     def _require_own(self) -> None:
         """RefusedError unless there is a run here, the beginning of one, or nothing."""
         self._require_not_without_name()
@@ -287,10 +292,7 @@ class RunLock:
         except OSError as error:
             holder = self._path.read_text("utf-8").strip() or "another process"
             os.close(self._descriptor)
-            raise RefusedError(
-                f"{self._path.parent} is in use by {holder}",
-                hint="wait for it or stop it, or name another directory with --run",
-            ) from error
+            raise _in_use(self._path.parent, holder) from error
         with contextlib.suppress(OSError):  # who holds it is for eyes; a full disk must not end a run
             os.truncate(self._descriptor, 0)
             os.write(self._descriptor, f"process {os.getpid()}\n".encode())
@@ -308,6 +310,11 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._descriptor)
+
+
+def _in_use(path: Path, holder: str) -> RefusedError:
+    hint = "wait for it or stop it, or name another directory with --run"
+    return RefusedError(f"{path} is in use by {holder}", hint=hint)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -22,6 +22,8 @@ _LOGITS_COPIES = 5
 """float32 tensors of the size of the logits that are alive at once, when the policy's entropy is computed."""
 _JOURNAL_BYTES_PER_TOKEN = 7
 """Token, log-probability and text, compressed; measured on completions of about 1,000 tokens."""
+_PART_BYTES = 8_000
+"""Of a part of the journal beside its rollouts, of which each worker writes one at least."""
 _LEAST_ROOM = 64
 """Columns that a slab of the key/value cache has in reserve, at least, when it is made."""
 _HEADER_ALIGNMENT_BYTES = 4096
@@ -166,7 +168,7 @@ def plan_run(config: Config, *, num_workers: int, disk_gb_per_s: float) -> Plan:
         checkpoint_s=checkpoint_bytes / (disk_gb_per_s * 1e9),
         num_completions=num_completions,
         max_tokens=max_tokens,
-        max_journal_bytes=_JOURNAL_BYTES_PER_TOKEN * max_tokens,
+        max_journal_bytes=_JOURNAL_BYTES_PER_TOKEN * max_tokens + _PART_BYTES * num_workers,
     )
 
 

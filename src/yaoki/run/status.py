@@ -10,7 +10,7 @@ from yaoki.errors import CorruptCheckpointError
 from yaoki.journal.counting import count_replayable
 from yaoki.journal.housekeeping import journal_summary
 from yaoki.journal.metrics import Row, read_metrics
-from yaoki.run.checkpoints import list_checkpoints, rows_of
+from yaoki.run.checkpoints import held_out_accuracies, list_checkpoints, rows_of
 from yaoki.run.directory import RunDirectory
 from yaoki.run.environment import software
 from yaoki.run.grade import judge
@@ -27,7 +27,7 @@ def run_status(directory: RunDirectory, *, read_all: bool = False) -> dict[str, 
     rows = read_metrics(directory.metrics_path)
     parent = directory.parent
     holder = directory.lock_holder()
-    accuracies = [row["accuracy"] for row in rows if row["accuracy"] is not None]
+    accuracies = held_out_accuracies(rows, directory.summary())
     return {
         "run": str(directory.path),
         "run_id": directory.run_id,
@@ -36,7 +36,7 @@ def run_status(directory: RunDirectory, *, read_all: bool = False) -> dict[str, 
         "steps": config.train.steps,
         "in_use_by": holder,
         "reward": rows[-1]["reward"] if rows else None,
-        "held_out_accuracy": accuracies[-1] if accuracies else None,
+        "held_out_accuracy": accuracies[max(accuracies)] if accuracies else None,
         "train_seconds": rows[-1]["timing"]["train_s"] if rows else 0.0,
         "attempts": _attempts(directory, rows, holder),
         "checkpoints": list_checkpoints(directory, rows),

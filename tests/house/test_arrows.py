@@ -40,7 +40,7 @@ ROOMS = {
     "cli_tables": set(),
     "cli_text": {"cli_tables", "run"},
     "launch": {"learner", "errors"},
-    "cli_plan": {"cli_options", "cli_tables", "config", "run"},
+    "cli_plan": {"cli_options", "cli_tables", "config", "run", "errors"},
     "cli_checkpoints": {"cli_options", "cli_tables", "run", "journal", "errors"},
     "cli_operations": {"cli_options", "cli_text", "run", "journal", "errors"},
     "cli": {

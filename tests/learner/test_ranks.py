@@ -1,10 +1,12 @@
 """Several ranks learn what one learns: the same within rounding, and the same world to the bit."""
 
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.ranks import on_ranks
 from yaoki.learner.shard import whole
@@ -99,3 +101,24 @@ def test_bfloat16_computes_coarsely_and_keeps_float32(tmp_path: Path) -> None:
         (found, *_) = on_ranks(size, tmp_path, lambda world: train(world, SMALL, "train.precision=bfloat16"))
         assert {tensor.dtype for tensor in found.values()} == {torch.float32}
         assert 1e-6 < largest_difference(found, exact) < 0.1
+
+
+def test_checkpoint_loop_and_training_do_not_share_a_group(tmp_path: Path) -> None:
+    """The writer of one rank begins to talk long before the other's does; all else goes on meanwhile."""
+
+    def talk(world: World) -> list[bytes]:
+        said: list[bytes] = []
+        writer = Thread(target=lambda: said.extend(world.writer.gather(b"w" * (world.rank + 1))))
+        if world.rank == 0:
+            writer.start()
+        for number in range(20):
+            total = torch.full((1000,), float(world.rank))
+            dist.all_reduce(total)
+            assert torch.equal(total, torch.ones(1000))
+            assert world.loop.gather(b"%d" % (number + world.rank)) == [b"%d" % number, b"%d" % (number + 1)]
+        if world.rank == 1:
+            writer.start()
+        writer.join()
+        return said
+
+    assert on_ranks(2, tmp_path, talk) == [[b"w", b"ww"]] * 2

@@ -24,6 +24,7 @@ from yaoki.models.base import tiny_tokenizer
 from yaoki.models.critic import load_critic
 from yaoki.models.export import export_model
 from yaoki.models.policy import load_causal_lm
+from yaoki.rollout.probe import tolerance
 from yaoki.run import build
 from yaoki.run.build import Models, build_engine, build_learner, empty_models, start_models
 from yaoki.run.console import Console
@@ -114,7 +115,7 @@ def test_the_engine_has_the_policy_after_the_first_push(tmp_path: Path) -> None:
         engine = build_engine(config, models, CPU)
         with pytest.raises(YaokiError, match="no weights yet"):
             engine.logprobs((1, 2, 3))
-        WeightSync(engine, build_learner(config, models, world), (1, 2, 3), 1e-4).push(0)
+        WeightSync(engine, build_learner(config, models, world), (1, 2, 3), tolerance("float32")).push(0)
         return gathered(models.engine)
 
     expected = load_causal_lm(str(policy), trust_remote_code=False, dropout=0.0)

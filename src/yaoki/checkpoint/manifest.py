@@ -155,7 +155,7 @@ class Manifest:
         """
         _check(self)
         before, _, after = _around_digest(encode(_fields(self) | {"digest": "0" * 32}))
-        return before + f'"digest":"{_digest(before, after)}",'.encode("ascii") + after
+        return b"".join((before, f'"digest":"{_digest(before, after)}",'.encode("ascii"), after))
 
 
 def parse_manifest(data: bytes, path: str) -> Manifest:
@@ -232,16 +232,19 @@ def _is_hexadecimal(text: str) -> bool:
         return False
 
 
-def _around_digest(data: bytes) -> tuple[bytes, str, bytes]:
-    """What comes before a manifest's own digest, the digest, what comes after it."""
+def _around_digest(data: bytes) -> tuple[memoryview, str, memoryview]:
+    """What comes before a manifest's own digest, the digest, what comes after it. Nothing is copied."""
     found = _OWN_DIGEST.search(data)
     if found is None:
         raise FormatError("it has no digest of itself")
-    return data[: found.start()], found[1].decode("ascii"), data[found.end() :]
+    view = memoryview(data)
+    return view[: found.start()], found[1].decode("ascii"), view[found.end() :]
 
 
-def _digest(before: bytes, after: bytes) -> str:
-    return xxhash.xxh3_128_hexdigest(before + after)
+def _digest(before: memoryview, after: memoryview) -> str:
+    digest = xxhash.xxh3_128(before)
+    digest.update(after)
+    return digest.hexdigest()
 
 
 def _check_version(content: Mapping[str, JSON]) -> None:

@@ -7,23 +7,21 @@ second writes one checkpoint with each number of ranks and reads it with each.
 """
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, Qwen2ForSequenceClassification
 
-from tests.checkpoint.faulty_os import FaultyOs
+from tests.checkpoint.faulty_os import counted_reads
 from tests.checkpoint.samples import INFO
 from tests.learner.batches import off_policy
 from tests.learner.parts import config, learner, never, rollouts
 from tests.ranks import on_ranks
-from yaoki.checkpoint import blocks, reader
+from yaoki.checkpoint import reader
 from yaoki.checkpoint.boxes import local
 from yaoki.checkpoint.manifest import Scope
 from yaoki.checkpoint.snapshot import PartState, Snapshot
@@ -114,21 +112,12 @@ def read(directory: Path) -> Callable[[World], tuple[Weights, int, int]]:
         for state in live.values():
             for tensor in state.tensors.values():
                 local(tensor).fill_(7)
-        num_read = 0
-
-        def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-            nonlocal num_read
-            num_bytes = os.preadv(descriptor, buffers, offset)
-            num_read += num_bytes
-            return num_bytes
-
         path = directory / "step-00000001"
         targets = {name: state.tensors for name, state in live.items() if state.tensors}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(blocks, "os", FaultyOs(preadv=counted))
+        with counted_reads() as sizes:
             reader.read_into(path, read_manifest(path), targets, ranks=world.loop)
         tensors = {local(t).data_ptr(): local(t).nbytes for s in live.values() for t in s.tensors.values()}
-        return gathered(live), sum(tensors.values()), num_read
+        return gathered(live), sum(tensors.values()), sum(sizes)
 
     return work
 

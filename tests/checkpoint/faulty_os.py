@@ -3,7 +3,8 @@
 import fcntl
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ def replace_os(patch: pytest.MonkeyPatch, **calls: Callable[..., Any]) -> None:
 
 def use_small_blocks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(blocks, "BLOCK_BYTES", BLOCK_BYTES)
+
+
+@contextmanager
+def counted_reads() -> Iterator[list[int]]:
+    """Bytes that checkpoints' tensor files were read in, call by call."""
+    sizes: list[int] = []
+
+    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        sizes.append(os.preadv(descriptor, buffers, offset))
+        return sizes[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "os", FaultyOs(preadv=counted))
+        yield sizes
 
 
 def is_direct(descriptor: int) -> bool:

@@ -17,7 +17,15 @@ from yaoki.checkpoint.blocks import DiskWriter, new_blocks, reading
 from yaoki.checkpoint.chunks import hexdigests_of
 from yaoki.checkpoint.manifest import FileEntry
 
-from .faulty_os import BLOCK_BYTES, FaultyOs, can_be_direct, is_direct, replace_os, use_small_blocks
+from .faulty_os import (
+    BLOCK_BYTES,
+    FaultyOs,
+    can_be_direct,
+    counted_reads,
+    is_direct,
+    replace_os,
+    use_small_blocks,
+)
 
 SIZES = [0, 1, 4095, 4096, 4097, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 5 * BLOCK_BYTES + 4095]
 
@@ -222,21 +230,14 @@ def test_reads_that_come_short_are_gone_on_with(tmp_path: Path, monkeypatch: pyt
     assert read(tmp_path / "0") == content(3 * BLOCK_BYTES + 1)
 
 
-def test_only_the_spans_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    num_read = 0
-
-    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        nonlocal num_read
-        found = os.preadv(descriptor, buffers, offset)
-        num_read += found
-        return found
-
-    monkeypatch.setattr(blocks, "os", FaultyOs(preadv=counted))
+def test_only_the_spans_are_read(tmp_path: Path) -> None:
     data = content(9 * BLOCK_BYTES + 100)
     (tmp_path / "0").write_bytes(data)
     spans = [(0, 4096), (12288, 12288 + 2 * BLOCK_BYTES + 4096), (9 * BLOCK_BYTES, len(data))]
-    assert b"".join(read_spans(tmp_path / "0", spans)) == b"".join(data[begin:end] for begin, end in spans)
-    assert num_read == sum(end - begin for begin, end in spans)
+    with counted_reads() as sizes:
+        found = read_spans(tmp_path / "0", spans)
+    assert b"".join(found) == b"".join(data[begin:end] for begin, end in spans)
+    assert sum(sizes) == sum(end - begin for begin, end in spans)
 
 
 def test_a_file_that_has_become_shorter_gives_less(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What any number of ranks has written, any number reads: the same bits, each rank its own rows."""
 
-import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tests.ranks import Failure, on_ranks, outcomes
-from yaoki.checkpoint import blocks, reader
+from yaoki.checkpoint import reader
 from yaoki.checkpoint.boxes import box_of, local
 from yaoki.checkpoint.files import read_checked, whole_chunks
 from yaoki.checkpoint.manifest import FileEntry, Scope
@@ -24,7 +23,7 @@ from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import read_manifest, verify
 from yaoki.learner.world import World
 
-from .faulty_os import FaultyOs
+from .faulty_os import counted_reads
 from .samples import INFO
 
 NAME = "step-00000001"
@@ -73,23 +72,15 @@ def restore(world: World, directory: Path, shapes: Shapes = SHAPES) -> dict[str,
     live["step"] = torch.tensor(9.0)
     path = directory / NAME
     reads: list[tuple[str, int, int]] = []
-    num_bytes = 0
 
     def noted(path: Path, entry: FileEntry, blocks: Any, take: Any, spans: Any) -> None:
         reads.extend((path.name, *span) for span in spans)
         read_checked(path, entry, blocks, take, spans)
 
-    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        nonlocal num_bytes
-        found = os.preadv(descriptor, buffers, offset)
-        num_bytes += found
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, counted_reads() as sizes:
         patch.setattr(reader, "read_checked", noted)
-        patch.setattr(blocks, "os", FaultyOs(preadv=counted))
         found = read_into(path, read_manifest(path), {"p": live}, ranks=world.loop)
-    assert num_bytes == sum(end - begin for _, begin, end in reads)
+    assert sum(sizes) == sum(end - begin for _, begin, end in reads)
     assert found.parts["data"].json == {"cursor": 5}
     rng = found.parts["rng"]
     gathered = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in live.items()}

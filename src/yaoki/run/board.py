@@ -1,6 +1,5 @@
 """Metrics rows as TensorBoard events. Written beside metrics.jsonl, never read."""
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +24,20 @@ class Board:
             return
         try:
             self._write(row)
-        except OSError as error:  # for eyes only: what counts is in metrics.jsonl
-            self._is_broken = True
-            self._warn(f"nothing more is written for TensorBoard: {error}")
+        except OSError as error:
+            self._give_up(error)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             self._writer.close()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """These are for eyes only: what counts is in metrics.jsonl."""
+        if not self._is_broken:
+            self._warn(f"nothing more is written for TensorBoard: {error}")
+        self._is_broken = True
 
     def _write(self, row: Row) -> None:
         values = {k: v for k, v in row.items() if k not in ("step", "attempt")}

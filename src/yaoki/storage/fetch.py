@@ -133,7 +133,7 @@ class _Fetch:
             part = parse_part(PurePosixPath(name).name)
             assert part is not None
             try:
-                size_bytes = self._there[name]
+                size_bytes = self._there[name]  # a part has one digest, of all of it
                 self._checked(name, FileEntry(name, size_bytes, max(1, size_bytes), part.digest))
             except CorruptCheckpointError as error:
                 self._warn(f"not fetched, its rollouts are sampled again: {error.message}")

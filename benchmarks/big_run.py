@@ -26,7 +26,6 @@ import numpy as np
 import xxhash
 from safetensors.numpy import save
 
-from yaoki.checkpoint.canonical import encode_state
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.layout import MANIFEST, STATE, directory_name, part_file_name
 from yaoki.checkpoint.manifest import (
@@ -42,13 +41,13 @@ from yaoki.checkpoint.retention import Policy
 from yaoki.config.compat import config_digest
 from yaoki.config.load import load_config
 from yaoki.config.schema import Config
+from yaoki.journal.journal import RolloutJournal
 from yaoki.journal.layout import step_name
-from yaoki.journal.metrics import LogPosition, MetricsLog, read_metrics
-from yaoki.journal.parts import JournalIdentity, encode_part
-from yaoki.journal.rollouts import RolloutJournal
-from yaoki.run.checkpoints import held_out_accuracies
-from yaoki.run.directory import RunDirectory
-from yaoki.run.environment import software
+from yaoki.journal.metrics import LogPosition, MetricsLog, held_out_accuracies, read_metrics
+from yaoki.journal.segments import JournalIdentity, encode_part
+from yaoki.runs.directory import RunDirectory
+from yaoki.runs.environment import software
+from yaoki.strict_json import encode_state
 from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason
 
 NUM_STEPS = 10_000

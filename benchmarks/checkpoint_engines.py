@@ -16,15 +16,15 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from checkpoint_machine import State
+from yaoki.checkpoint.io.checkpointer import Checkpointer
+from yaoki.checkpoint.io.reader import read_into
+from yaoki.checkpoint.io.save import SaveInfo
+from yaoki.checkpoint.io.snapshot import PartState, Snapshot
+from yaoki.checkpoint.io.store import CheckpointStore, Committed
 from yaoki.checkpoint.layout import directory_name
 from yaoki.checkpoint.manifest import Scope
-from yaoki.checkpoint.reader import read_into
-from yaoki.checkpoint.saving import SaveInfo
-from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.store import CheckpointStore, Committed
 from yaoki.checkpoint.verify import read_manifest
 from yaoki.config.schema import CheckpointConfig
-from yaoki.run.checkpointing import Checkpointer
 
 
 class Running:

@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 import xxhash
 
-from yaoki.checkpoint.blocks import BLOCK_BYTES, new_blocks
+from yaoki.checkpoint.direct_io import BLOCK_BYTES, new_blocks
 
 State = dict[str, dict[str, torch.Tensor]]
 """Part -> name -> tensor."""

@@ -35,12 +35,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from checkpoint_engines import Yaoki
 from checkpoint_machine import Disk, Generation, State, num_bytes
-from yaoki.checkpoint.blocks import BLOCK_BYTES
+from yaoki.checkpoint.direct_io import BLOCK_BYTES
+from yaoki.checkpoint.io.diff import diff_checkpoints
 from yaoki.checkpoint.layout import directory_name
 from yaoki.journal.metrics import Row, read_metrics
-from yaoki.models.base import tiny_tokenizer
-from yaoki.run.diff import diff_checkpoints
-from yaoki.run.environment import cpu_name
+from yaoki.models.builtin import tiny_tokenizer
+from yaoki.runs.environment import cpu_name
 
 Rows = list[dict[str, Any]]  # of a table; the same keys in all
 

@@ -30,14 +30,14 @@ import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from tests.checkpoint.samples import INFO
 from tests.faults.ext4 import CannotMount, commit_journal, copy_image, make_image, mounted
+from tests.support.snapshots import INFO
 from yaoki.checkpoint.catalog import Catalog
+from yaoki.checkpoint.io.reader import load
+from yaoki.checkpoint.io.snapshot import PartState, Snapshot
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import Scope
-from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.retention import Policy
-from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.store import CheckpointStore
 
 STEPS = (2, 3)
 SYSTEM_CALLS = (

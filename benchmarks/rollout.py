@@ -26,16 +26,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from yaoki.config.load import load_config
-from yaoki.data.families import family, training_task
+from yaoki.data.generated.families import family, training_task
 from yaoki.data.templates import load_template
 from yaoki.models.determinism import configure
-from yaoki.models.policy import load_causal_lm, load_tokenizer
+from yaoki.models.huggingface import load_tokenizer
+from yaoki.models.policy import load_causal_lm
 from yaoki.rollout.engine import Request, Sampling
-from yaoki.rollout.stopping import StopCondition
-from yaoki.rollout.transformers_engine import TransformersEngine
-from yaoki.run.base_model import resolve_source
-from yaoki.run.console import Console
+from yaoki.rollout.engines.stopping import StopCondition
+from yaoki.rollout.engines.transformers import TransformersEngine
 from yaoki.seeding import Purpose, seed
+from yaoki.train.console import Console
+from yaoki.train.networks import resolve_source
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny.toml"
 BATCH_SIZE = 128

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from yaoki.checkpoint.layout import STATE
 from yaoki.journal.metrics import read_metrics
-from yaoki.run.directory import RunDirectory
+from yaoki.runs.directory import RunDirectory
 
 UNBROKEN = "unbroken"
 REPOSITORY = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ class SlowDisk(types.ModuleType):
         time.sleep(num_bytes / BYTES_PER_S)
         return num_bytes
 fs.os = SlowDisk("os")
-from yaoki.cli import main
+from yaoki.cli.main import main
 main()
 """
 

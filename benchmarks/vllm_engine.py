@@ -24,14 +24,15 @@ from typing import Any
 import torch
 from transformers import Qwen2ForCausalLM
 
-from yaoki.models.base import tiny_config, tiny_tokenizer
+from yaoki.models.builtin import tiny_config, tiny_tokenizer
 from yaoki.models.determinism import configure
+from yaoki.models.policy import model_logprobs
 from yaoki.rollout.engine import Request, RolloutEngine, Sampling
-from yaoki.rollout.probe import check_weights, model_logprobs, probe_ids, tolerance
-from yaoki.rollout.transformers_engine import TransformersEngine
-from yaoki.rollout.vllm_engine import VllmEngine
-from yaoki.rollout.vllm_model import VllmOptions
+from yaoki.rollout.engines.transformers import TransformersEngine
+from yaoki.rollout.engines.vllm import VllmEngine
+from yaoki.rollout.engines.vllm_weights import VllmOptions
 from yaoki.seeding import Purpose, seed
+from yaoki.train.weight_sync import check_weights, probe_ids, tolerance
 
 BATCH_SIZE = 128
 GROUP_SIZE = 8

@@ -16,21 +16,21 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, Qwen2ForSequenceClassification
 
-from tests.checkpoint.faulty_os import counted_reads
-from tests.checkpoint.samples import INFO
-from tests.learner.batches import off_policy
-from tests.learner.parts import config, learner, never, rollouts
-from tests.ranks import on_ranks
-from yaoki.checkpoint import reader
-from yaoki.checkpoint.boxes import local
+from tests.support.batches import off_policy
+from tests.support.faulty_os import counted_reads
+from tests.support.learners import config, learner, never, rollouts
+from tests.support.ranks import on_ranks
+from tests.support.snapshots import INFO
+from yaoki.checkpoint.io import reader
+from yaoki.checkpoint.io.sharding import local
+from yaoki.checkpoint.io.snapshot import PartState, Snapshot
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import Scope
-from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import read_manifest
-from yaoki.learner.optim import TrainedNetwork
+from yaoki.learner.network import TrainedNetwork
 from yaoki.learner.shard import shard, whole
-from yaoki.learner.world import World
-from yaoki.models.base import tiny_config, tiny_random, tiny_tokenizer
+from yaoki.models.builtin import tiny_config, tiny_random, tiny_tokenizer
+from yaoki.ranks.world import World
 
 SIZES = (1, 2, 3, 4)
 Weights = dict[str, torch.Tensor]

@@ -1,11 +1,31 @@
+"""What every room's tests stand on: one cache of models, one thread, an importable `tests` package."""
+
+import os
+import random
+import shutil
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.shared import made_once, session_folder
+
+REPOSITORY = Path(__file__).parents[1]
+
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All runs of the session share one cache of models; the tests' verifiers can be imported everywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YAOKI_CACHE", str(session_folder(tmp_path_factory) / "cache"))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +34,49 @@ def _one_thread():
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Random instants for kills; the seed is printed when a test fails."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"kill instants from seed {seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Path:
+    """An unbroken run of STEPS steps with checkpoints of steps 2 and 3; nobody may write into it."""
+    from tests.support.attempts import STEPS, config_of, train_here
+
+    def make(folder: Path) -> None:
+        train_here(folder / "run", config_of(f"train.steps={STEPS}"))
+
+    return made_once(tmp_path_factory, "finished", make) / "run"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def unfinished(copied: Path) -> Path:
+    """As if killed right after the last step, before its checkpoint: rows of step 3, checkpoint of step 2."""
+    from tests.support.attempts import STEPS
+
+    shutil.rmtree(copied / "checkpoints" / f"step-{STEPS:08d}")
+    (copied / "summary.json").unlink()
+    return copied
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Every file of a folder with its bytes, the lock aside."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    return read

@@ -1,5 +1,5 @@
 """`python -m yaoki` is `yaoki`."""
 
-from yaoki.cli import main
+from yaoki.cli.main import main
 
 main()

@@ -4,6 +4,8 @@ Messages say what happened and with which values; the hint says what to do. This
 nothing of the parts that raise them.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -71,3 +73,11 @@ class StopRequested(Exception):
     """A signal or the time budget asked the run to stop; nothing is lost. Exit code 75 (try again)."""
 
     exit_code: ClassVar[int] = 75
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known one if there is any, and the whole list."""
+    names = sorted(known)
+    listing = "known names: " + ", ".join(names)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {near[0]!r}? {listing}" if near else listing

@@ -7,7 +7,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yaoki.checkpoint import files
+from yaoki.checkpoint import verify
 from yaoki.checkpoint.chunks import (
     DIGEST_CHARACTERS,
     MAX_CHUNK_BYTES,
@@ -17,8 +17,8 @@ from yaoki.checkpoint.chunks import (
     hexdigests_of,
     num_chunks,
 )
-from yaoki.checkpoint.files import read_small_checked
 from yaoki.checkpoint.manifest import FileEntry
+from yaoki.checkpoint.verify import read_small_checked
 from yaoki.errors import CorruptCheckpointError
 
 
@@ -79,7 +79,7 @@ def test_a_small_file_that_changes_its_size_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int, said: str
 ) -> None:
     (tmp_path / "state.json").write_bytes((STATE * 2)[:size_bytes])
-    monkeypatch.setattr(files, "check_size", lambda path, entry: None)
+    monkeypatch.setattr(verify, "check_size", lambda path, entry: None)
     with pytest.raises(CorruptCheckpointError, match=said):
         read_small_checked(tmp_path / "state.json", FileEntry.of("state.json", STATE))
 
@@ -88,6 +88,6 @@ def test_a_file_that_goes_on_behind_its_last_whole_chunk_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "state.json").write_bytes(STATE[:8193])
-    monkeypatch.setattr(files, "check_size", lambda path, entry: None)
+    monkeypatch.setattr(verify, "check_size", lambda path, entry: None)
     with pytest.raises(CorruptCheckpointError, match="it has more than its 8192 bytes"):
         read_small_checked(tmp_path / "state.json", FileEntry.of("state.json", STATE[:8192]))

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.snapshots import INFO, content, small_snapshot
 from yaoki.checkpoint.catalog import Catalog
+from yaoki.checkpoint.io.reader import load
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.layout import Kind
-from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.retention import Policy
-from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import verify
-
-from .samples import INFO, content, small_snapshot
 
 STEPS = (1, 2, 2)
 """What a run saves: step 2 twice, as after a resume. The second one has another content."""

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.snapshots import INFO, content, small_snapshot
 from yaoki.checkpoint.catalog import Catalog
-from yaoki.checkpoint.reader import load
-from yaoki.checkpoint.store import CheckpointStore
+from yaoki.checkpoint.io.reader import load
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.verify import verify
 from yaoki.errors import CorruptCheckpointError
-
-from .samples import INFO, content, small_snapshot
 
 FILES = [
     "manifest.json",

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.snapshots import INFO, small_snapshot
 from yaoki.checkpoint.head import read_head
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import FileEntry
-from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import check_sizes, read_manifest
 from yaoki.errors import CorruptCheckpointError
-
-from .samples import INFO, small_snapshot
 
 
 @pytest.fixture

@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.faulty_os import BLOCK_BYTES, use_small_blocks
+from tests.support.snapshots import INFO, small_snapshot
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.chunks import MAX_CHUNK_BYTES, ChunkDigester, chunk_bytes_of, num_chunks
+from yaoki.checkpoint.io.reader import load
+from yaoki.checkpoint.io.snapshot import PartState, Snapshot
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import Scope
-from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.retention import Policy
-from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import verify
 from yaoki.errors import CorruptCheckpointError, YaokiError
 
-from .faulty_os import BLOCK_BYTES, use_small_blocks
-from .samples import INFO, small_snapshot
 from .test_manifest import signed
 
 WEIGHTS = "policy.params-00000-of-00001.safetensors"

@@ -7,18 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.faulty_os import replace_os
+from tests.support.snapshots import INFO, content
 from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
+from yaoki.checkpoint.io.frozen import TensorSource
+from yaoki.checkpoint.io.reader import load
+from yaoki.checkpoint.io.snapshot import PartState, Snapshot
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import Scope
-from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.retention import Policy
-from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.source import TensorSource
-from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import verify
 from yaoki.errors import YaokiError
-
-from .faulty_os import replace_os
-from .samples import INFO, content
 
 FILE = "reference-00000-of-00001.safetensors"
 

@@ -11,7 +11,6 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yaoki.checkpoint.canonical import FormatError, encode, encode_state, parse
 from yaoki.checkpoint.manifest import (
     FORMAT_VERSION,
     FileEntry,
@@ -23,6 +22,7 @@ from yaoki.checkpoint.manifest import (
     parse_manifest,
 )
 from yaoki.errors import CorruptCheckpointError
+from yaoki.strict_json import FormatError, encode, encode_state, parse
 
 WEIGHTS = "policy-00000-of-00001.safetensors"
 MANIFEST = Manifest(

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.snapshots import INFO, small_snapshot
 from yaoki import fs
 from yaoki.checkpoint import catalog as catalog_module
 from yaoki.checkpoint.catalog import Catalog
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.layout import directory_name
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Policy, Standing
-from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import verify
 from yaoki.errors import CorruptCheckpointError, NothingThereError, UsageError
-
-from .samples import INFO, small_snapshot
 
 
 @pytest.fixture(scope="module")

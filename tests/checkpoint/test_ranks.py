@@ -12,19 +12,17 @@ from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from tests.ranks import Failure, on_ranks, outcomes
-from yaoki.checkpoint import reader
-from yaoki.checkpoint.boxes import box_of, local
-from yaoki.checkpoint.files import read_checked, whole_chunks
+from tests.support.faulty_os import counted_reads
+from tests.support.ranks import Failure, on_ranks, outcomes
+from tests.support.snapshots import INFO
+from yaoki.checkpoint.io import reader
+from yaoki.checkpoint.io.reader import load, read_into
+from yaoki.checkpoint.io.sharding import box_of, local
+from yaoki.checkpoint.io.snapshot import PartState, Snapshot
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import FileEntry, Scope
-from yaoki.checkpoint.reader import load, read_into
-from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.store import CheckpointStore
-from yaoki.checkpoint.verify import read_manifest, verify
-from yaoki.learner.world import World
-
-from .faulty_os import counted_reads
-from .samples import INFO
+from yaoki.checkpoint.verify import read_checked, read_manifest, verify, whole_chunks
+from yaoki.ranks.world import World
 
 NAME = "step-00000001"
 Shapes = dict[str, tuple[int, ...]]

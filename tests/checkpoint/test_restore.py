@@ -6,16 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from yaoki.checkpoint import files
+from tests.support.faulty_os import use_small_blocks
+from tests.support.snapshots import INFO, bits, content, small_snapshot
+from yaoki.checkpoint import verify
+from yaoki.checkpoint.io.reader import load, read_into
+from yaoki.checkpoint.io.snapshot import PartState, Snapshot
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import Manifest, Scope
-from yaoki.checkpoint.reader import load, read_into
-from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import read_manifest
 from yaoki.errors import CorruptCheckpointError, RefusedError
-
-from .faulty_os import use_small_blocks
-from .samples import INFO, bits, content, small_snapshot
 
 WEIGHTS = "p-00000-of-00001.safetensors"
 
@@ -158,13 +157,13 @@ def test_what_is_restored_is_what_was_digested(tmp_path: Path, monkeypatch: pyte
     """Every file is opened for reading once: there is no second reading that could differ from the first."""
     path, manifest = save(tmp_path, every_kind())
     opened: list[str] = []
-    reading = files.reading
+    reading = verify.reading
 
     def recorded(file, blocks, spans):
         opened.append(Path(file.name).name)
         return reading(file, blocks, spans)
 
-    monkeypatch.setattr(files, "reading", recorded)
+    monkeypatch.setattr(verify, "reading", recorded)
     read_into(path, manifest, {"p": empty_like(every_kind())})
     assert opened == [WEIGHTS]
 

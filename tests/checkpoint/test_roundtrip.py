@@ -9,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from tests.support.snapshots import INFO, bits, content, scopes, small_snapshot
+from yaoki.checkpoint.io.reader import load, restore_into
+from yaoki.checkpoint.io.snapshot import DTYPE_NAMES, PartState, Snapshot
+from yaoki.checkpoint.io.store import CheckpointStore
+from yaoki.checkpoint.io.tensor_file import ALIGNMENT_BYTES
 from yaoki.checkpoint.manifest import Scope
-from yaoki.checkpoint.reader import load, restore_into
-from yaoki.checkpoint.snapshot import DTYPE_NAMES, PartState, Snapshot
-from yaoki.checkpoint.store import CheckpointStore
-from yaoki.checkpoint.tensor_file import ALIGNMENT_BYTES
 from yaoki.errors import RefusedError, YaokiError
-
-from .samples import INFO, bits, content, scopes, small_snapshot
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3)
 

@@ -10,19 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.snapshots import INFO, content, small_snapshot
 from yaoki import fs
 from yaoki.checkpoint.catalog import Catalog
+from yaoki.checkpoint.io.reader import load
+from yaoki.checkpoint.io.snapshot import PartState, Snapshot
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.layout import Kind
 from yaoki.checkpoint.manifest import Scope
 from yaoki.checkpoint.pins import Pins
-from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.retention import Policy
-from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.store import CheckpointStore
 from yaoki.checkpoint.verify import verify
 from yaoki.errors import CorruptCheckpointError, YaokiError
-
-from .samples import INFO, content, small_snapshot
 
 
 @pytest.fixture

@@ -1,16 +1,15 @@
 """The commands: as processes of their own, and (where the process does not matter) in this one."""
 
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from yaoki.cli import main
+from yaoki.cli.main import main
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = REPOSITORY / "recipes" / "tiny.toml"
@@ -19,7 +18,7 @@ OVERRIDES = [
     "train.steps=2",
     "train.num_prompts=4",
     "train.group_size=4",
-    "data.verifier=tests.resume.harness:judge_by_hash",
+    "data.verifier=tests.support.harness:judge_by_hash",
     "policy.init_from=builtin:tiny-random",
     "policy.lr=3e-4",
     "engine.max_new_tokens=8",
@@ -38,15 +37,6 @@ class Done:
     code: int
     out: str
     err: str
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of models for the session, and the tests' verifier importable in every process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YAOKI_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
-        yield
 
 
 def run_process(*words: str, folder: Path) -> Done:

@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from yaoki import __version__
-from yaoki.checkpoint.reader import load
+from yaoki.checkpoint.io.reader import load
+from yaoki.commands.export import export_run
 from yaoki.models.critic import build_critic
 from yaoki.models.policy import build_causal_lm
-from yaoki.run.directory import RunDirectory
-from yaoki.run.trained import export_run
+from yaoki.runs.directory import RunDirectory
 
 from .conftest import REPOSITORY, Done, Trained
 
@@ -91,7 +91,7 @@ def test_what_answers_at_once_imports_no_torch(words: list[str], trained: Traine
     code = "\n".join(
         [
             f"import sys; sys.argv = ['yaoki', *{words!r}]",
-            "from yaoki.cli import main",
+            "from yaoki.cli.main import main",
             "try: main()",
             "except SystemExit: pass",
             "print({'torch', 'transformers'} & sys.modules.keys(), file=sys.stderr)",
@@ -214,7 +214,7 @@ def test_eval_of_a_model_on_real_problems(yaoki: Yaoki, exported: Path) -> None:
     settings = [
         "engine.max_new_tokens=16",
         "data.template=short",
-        "data.verifier=tests.resume.harness:judge_by_hash",
+        "data.verifier=tests.support.harness:judge_by_hash",
         "run.num_threads=1",
         "run.device=cpu",
     ]

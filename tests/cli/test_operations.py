@@ -162,7 +162,7 @@ def test_refusals(words: list[object], code: int, parts: list[str], yaoki: Yaoki
 
 
 def test_a_prune_of_a_run_in_use_is_refused(yaoki: Yaoki, copied: Path) -> None:
-    from yaoki.run.directory import RunDirectory
+    from yaoki.runs.directory import RunDirectory
 
     with RunDirectory(copied).lock():
         assert_refused(yaoki("checkpoints", "prune", copied), 3, "is in use by process")

@@ -113,7 +113,7 @@ def test_it_needs_no_torch_and_writes_nothing(tmp_path: Path) -> None:
             "import sys",
             "for heavy in ('torch', 'transformers', 'numpy', 'pyarrow'): sys.modules[heavy] = None",
             f"sys.argv = ['yaoki', 'plan', {str(ONE_GPU)!r}]",
-            "from yaoki.cli import main; main()",
+            "from yaoki.cli.main import main; main()",
         ]
     )
     done = subprocess.run(

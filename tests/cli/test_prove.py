@@ -6,8 +6,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from yaoki.cli_text import describe_proof
-from yaoki.run.prove import REPLAYED, RESUMED, UNBROKEN, WEIGHTS_ONLY, Proof
+from yaoki.cli.render import describe_proof
+from yaoki.commands.prove import REPLAYED, RESUMED, UNBROKEN, WEIGHTS_ONLY, Proof
 
 SMALL = ["train.num_prompts=2", "train.group_size=2", "eval.every_steps=0"]
 

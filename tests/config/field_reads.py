@@ -10,7 +10,7 @@ import ast
 import inspect
 from collections.abc import Mapping
 
-from yaoki.config import learning, load, schema
+from yaoki.config import load, networks, schema
 from yaoki.config.fields import Section
 from yaoki.config.schema import Config
 
@@ -19,7 +19,7 @@ Kinds = dict[str, Kind]
 
 SECTIONS: Kinds = {
     name: kind
-    for name, kind in (vars(schema) | vars(learning)).items()
+    for name, kind in (vars(schema) | vars(networks)).items()
     if isinstance(kind, type) and issubclass(kind, Section) and kind is not Section
 }
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from yaoki.commands.plan import plan_run
 from yaoki.config.load import load_config
 from yaoki.config.schema import Config
-from yaoki.run.plan import plan_run
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 HARDWARE = re.compile(r"Hardware: (\d+) GPUs? of (\d+) GB")

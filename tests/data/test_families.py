@@ -7,12 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yaoki import seeding
-from yaoki.data.answers import extract_answer, has_format
-from yaoki.data.arithmetic import Arithmetic
-from yaoki.data.countdown import Countdown
-from yaoki.data.draws import Draws
-from yaoki.data.expressions import expression_value
-from yaoki.data.families import (
+from yaoki.data.generated.arithmetic import Arithmetic
+from yaoki.data.generated.countdown import Countdown
+from yaoki.data.generated.draws import Draws
+from yaoki.data.generated.families import (
     FAMILIES,
     TaskFamily,
     family,
@@ -21,10 +19,11 @@ from yaoki.data.families import (
     is_held_out,
     training_task,
 )
-from yaoki.data.tasks import make_task
-from yaoki.data.verifiers import load_verifier
 from yaoki.errors import DataError, UsageError
-from yaoki.types import Task
+from yaoki.rewards.answers import extract_answer, has_format
+from yaoki.rewards.expressions import expression_value
+from yaoki.rewards.verifiers import load_verifier
+from yaoki.types import Task, make_task
 
 seeds = st.integers(0, 2**64 - 1)
 BUILT_IN = [

@@ -6,15 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yaoki.data.arithmetic import Arithmetic
-from yaoki.data.countdown import Countdown
+from yaoki.data.dataset import FamilyTasks, FileTasks, TaskSource
+from yaoki.data.files import read_tasks
+from yaoki.data.generated.arithmetic import Arithmetic
+from yaoki.data.generated.countdown import Countdown
 from yaoki.data.prompts import LoaderState, PromptLoader, drop_long, make_prompt
-from yaoki.data.readers import read_tasks
-from yaoki.data.source import FamilyTasks, FileTasks, TaskSource
-from yaoki.data.tasks import make_task, tasks_digest
 from yaoki.data.templates import load_template
 from yaoki.errors import DataError
-from yaoki.types import Prompt, Task
+from yaoki.types import Prompt, Task, make_task, tasks_digest
 
 SHORT = load_template("short")
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yaoki.data.tasks import make_task
 from yaoki.data.templates import TEMPLATES, load_template
 from yaoki.errors import UsageError
+from yaoki.types import make_task
 
 TASK = make_task("What is {{ 1+1 }}?", "2", "file")
 

@@ -1,24 +1,12 @@
 """The full sets run only where they are asked for: `pytest -m crash tests/faults`. A table sums them up."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
-import yaoki.run.session  # noqa: F401 - imported once here, not in every forked attempt
+import yaoki.train.session  # noqa: F401 - imported once here, not in every forked attempt
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "crash: every point instead of a sample; minutes, only on demand")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """All runs of the session share one random tiny model, made before the first is forked."""
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YAOKI_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

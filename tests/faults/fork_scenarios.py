@@ -4,17 +4,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.checkpoint.samples import INFO, content, small_snapshot
-from tests.resume.harness import make_config
+from tests.support.harness import make_config
+from tests.support.snapshots import INFO, content, small_snapshot
+from yaoki.checkpoint.io.reader import load
+from yaoki.checkpoint.io.snapshot import PartState, Snapshot
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import Scope
 from yaoki.checkpoint.pins import Pins
-from yaoki.checkpoint.reader import load
 from yaoki.checkpoint.retention import Policy
-from yaoki.checkpoint.snapshot import PartState, Snapshot
-from yaoki.checkpoint.store import CheckpointStore
+from yaoki.commands.fork import fork
 from yaoki.journal.metrics import LogPosition, read_metrics
-from yaoki.run.directory import RunDirectory
-from yaoki.run.fork import fork
+from yaoki.runs.directory import RunDirectory
 
 from .checkpoint_scenarios import save
 from .children import Acknowledge

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.run.rollouts import rollout
-from yaoki.journal.rollouts import JournalIdentity, RolloutJournal
-from yaoki.journal.step_parts import Wanted, read_step_for
+from tests.support.rollouts import rollout
+from yaoki.journal.journal import JournalIdentity, RolloutJournal
+from yaoki.journal.recovery import Wanted, read_step_for
 from yaoki.types import Prompt, Rollout
 
 from .children import Acknowledge

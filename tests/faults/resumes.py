@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import yaoki.fs
-import yaoki.run.directory
-from tests.resume.harness import Ended, make_config, run, run_to_end
-from yaoki.run.step_journal import StepJournal
+import yaoki.runs.directory
+from tests.support.harness import Ended, make_config, run, run_to_end
+from yaoki.train.exchange import StepJournal
 from yaoki.types import Rollout
 
 from .effects import Effect, Entry, Fault
@@ -122,7 +122,7 @@ def _watch(path: Path, strike: tuple[Effect, Fault] | None) -> None:
 
     recorder = Recorder(path, strike=strike, on_strike=lambda: os.write(log, b"[]\n"), after_each=tell)
     yaoki.fs.os = recorder  # type: ignore[assignment]
-    yaoki.run.directory.os = recorder  # type: ignore[assignment]  # the lock
+    yaoki.runs.lock.os = recorder  # type: ignore[assignment]  # the lock
 
 
 def _watch_samples(path: Path, die_in_step: int | None = None) -> None:

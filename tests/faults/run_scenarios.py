@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.resume.harness import make_config
+from tests.support.harness import make_config
 from yaoki.checkpoint.catalog import Catalog
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.retention import Policy
-from yaoki.checkpoint.store import CheckpointStore
 from yaoki.journal.metrics import LogPosition, MetricsLog, Row, read_metrics
-from yaoki.run.directory import RunDirectory
+from yaoki.runs.directory import RunDirectory
 
 from . import journal_scenarios as rollouts
 from .checkpoint_scenarios import newest, save

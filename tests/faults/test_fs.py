@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from yaoki import fs
-from yaoki.run.directory import RunDirectory
+from yaoki.runs.directory import RunDirectory
 
 from .durability import Disk, Tree, write_tree
 from .effects import Entry
@@ -90,7 +90,7 @@ def test_half_a_tree_never_comes_back_under_its_own_name(
 
 
 def test_the_name_of_a_new_run_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.resume.harness import make_config
+    from tests.support.harness import make_config
 
     def make_run(root: Path) -> None:
         directory = RunDirectory(root / "run")

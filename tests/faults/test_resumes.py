@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.resume.harness import Ended, assert_same_run, run_to_end
+from tests.support.harness import Ended, assert_same_run, run_to_end
 
 from . import resumes
 from .effects import FAULTS, Effect, Fault
@@ -37,7 +37,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, model_cache: None) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     run_to_end(folder / "unbroken", resumes.CONFIG)
     resumes.make_killed_run(folder / "killed")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.samples import INFO, small_snapshot
-from tests.resume.harness import (
+from tests.support.harness import (
     Ended,
     assert_same_run,
     make_config,
@@ -18,12 +17,13 @@ from tests.resume.harness import (
     start,
     wait_for_step,
 )
+from tests.support.snapshots import INFO, small_snapshot
 from yaoki.checkpoint.catalog import Catalog
+from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.retention import Policy
-from yaoki.checkpoint.store import CheckpointStore
-from yaoki.run.board import Board
-from yaoki.run.directory import RunDirectory
-from yaoki.run.status import run_status
+from yaoki.commands.status import run_status
+from yaoki.runs.directory import RunDirectory
+from yaoki.train.trackers import Board
 
 from .ext4 import CannotMount, make_image, mounted
 from .resumes import TINY

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.resume.harness import EVERYTHING, make_config, run_to_end, trajectory
+from tests.support.harness import EVERYTHING, make_config, run_to_end, trajectory
 from yaoki.checkpoint.catalog import Catalog
 
 GOLDEN = Path(__file__).with_name("trajectories.json")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden.record import GOLDEN, VARIANTS, environment_of, golden_rows
-from tests.resume.harness import make_config, run_to_end
+from tests.support.harness import make_config, run_to_end
 
 RECORDED = json.loads(GOLDEN.read_text("utf-8"))
 

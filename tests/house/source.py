@@ -20,13 +20,14 @@ class Module:
 
     @property
     def name(self) -> str:
-        """Path below the package, such as `ppo/losses.py`."""
+        """Path below the package, such as `rl/losses.py`."""
         return self.path.relative_to(ROOT).as_posix()
 
     @property
     def room(self) -> str:
-        """First part of the path: a folder, or a module at the top."""
-        return self.name.split("/")[0].removesuffix(".py")
+        """The folder below the package, such as `rollout/engines`; a module at the top is a room."""
+        folder = self.path.parent.relative_to(ROOT).as_posix()
+        return self.name.removesuffix(".py") if folder == "." else folder
 
     @property
     def num_lines(self) -> int:

@@ -15,12 +15,12 @@ MAX_TOTAL_LINES = 12_500
 """Of code: docstrings, comments and blank lines are free, so that nobody saves on them."""
 
 BROAD_HANDLERS = {
-    "checkpoint/worker.py:_run": "a thread's edge: what went wrong is raised where the result is asked for",
-    "data/verifier_pool.py:__enter__": "stops the workers that did start, and raises on",
-    "data/verifier_worker.py:main": "a user's module may raise anything while it is imported",
-    "data/verifier_worker.py:_judge": "a verifier's failure is a verdict, not the end of training",
+    "thread.py:_run": "a thread's edge: what went wrong is raised where the result is asked for",
+    "rewards/pool.py:__enter__": "stops the workers that did start, and raises on",
+    "rewards/worker.py:main": "a user's module may raise anything while it is imported",
+    "rewards/worker.py:_judge": "a verifier's failure is a verdict, not the end of training",
     "launch/ray.py:_fit": "a thread's edge: what went wrong is raised in the main thread",
-    "run/session.py:attempt": "writes how the attempt ended, and raises on",
+    "train/session.py:attempt": "writes how the attempt ended, and raises on",
 }
 """Handlers of any exception, each at the edge of a process: where -> why."""
 
@@ -28,10 +28,10 @@ FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "numpy.load", "np.load", "np.save"}
 
 GENERATOR_KEEPERS = {
-    "run/prove.py": "when it kills a run of its own; nothing that trains sees it",
-    "rollout/kept_settings.py": "puts back what vLLM seeds in the learner's process",
-    "run/rng.py": "saves and restores the generators of the frameworks",
-    "models/base.py": "random weights, in a fork of torch's generator with a seed of their own",
+    "commands/prove.py": "when it kills a run of its own; nothing that trains sees it",
+    "rollout/engines/global_state.py": "puts back what vLLM seeds in the learner's process",
+    "train/rng.py": "saves and restores the generators of the frameworks",
+    "models/builtin.py": "random weights, in a fork of torch's generator with a seed of their own",
 }
 
 LAYOUT = {

@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from yaoki.journal.columns import Sample
-from yaoki.journal.parts import JournalIdentity
-from yaoki.journal.rollouts import RolloutJournal
+from yaoki.journal.journal import RolloutJournal
+from yaoki.journal.segments import JournalIdentity
 from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason
 
 STEP, VERSION = 7, 5

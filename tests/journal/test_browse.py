@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yaoki.errors import NothingThereError
-from yaoki.journal.browse import GroupResult, RolloutRow, read_step, step_groups, step_rows
-from yaoki.journal.completions import write_completions
+from yaoki.journal.browse import GroupResult, RolloutRow, read_step, step_groups, step_rows, write_completions
 from yaoki.journal.layout import step_name
-from yaoki.journal.parts import PART_SCHEMA
+from yaoki.journal.segments import PART_SCHEMA
 
 from .samples import PLACES, PROMPTS, STEP, VERSION, batch, journal, rollout
 

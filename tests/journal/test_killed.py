@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from yaoki.journal.layout import step_name
-from yaoki.journal.parts import encode_part
+from yaoki.journal.segments import encode_part
 
 from .samples import PROMPTS, STEP, VERSION, batch, journal, sample_of
 

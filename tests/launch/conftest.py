@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import on_ranks
-from tests.resume.harness import BASE, assert_same_run, make_config
 from tests.resume.test_workers import worker
-from yaoki.run.directory import RunDirectory
+from tests.support.harness import BASE, assert_same_run, make_config
+from tests.support.ranks import on_ranks
+from yaoki.runs.directory import RunDirectory
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 4
@@ -31,10 +31,9 @@ class Done:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of models, and the hooks and the tests' verifier in every process."""
+def _hooks(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Iterator[None]:
+    """The hooks in every process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YAOKI_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY / "tests/launch/hooks"), str(REPOSITORY)]))
         patch.setenv("YAOKI_TEST_PLANS", str(tmp_path_factory.mktemp("plans")))
         yield
@@ -50,7 +49,7 @@ def plans() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Path:
+def unbroken(tmp_path_factory: pytest.TempPathFactory, _hooks: None) -> Path:
     """What two workers come to that no launcher has started."""
     folder = tmp_path_factory.mktemp("unbroken")
     config = make_config(f"train.steps={STEPS}")

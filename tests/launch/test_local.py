@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from yaoki.checkpoint.catalog import Catalog
-from yaoki.cli import main
-from yaoki.run.directory import RunDirectory
+from yaoki.cli.main import main
+from yaoki.runs.directory import RunDirectory
 
 from .conftest import OVERRIDES, PATIENCE_S, assert_as_unbroken, outcomes, processes_of
 

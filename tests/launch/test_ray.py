@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from yaoki.checkpoint.catalog import Catalog
-from yaoki.cli import main
+from yaoki.cli.main import main
 from yaoki.journal.metrics import read_metrics
-from yaoki.run.directory import RunDirectory
+from yaoki.runs.directory import RunDirectory
 
 from .conftest import OVERRIDES, STEPS, assert_as_unbroken, outcomes, processes_of
 

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
+from tests.support.batches import scored
+from tests.support.learners import config, learner, never, rollouts
 from yaoki.errors import NonFiniteError, StopRequested
-from yaoki.learner.optim import TrainedNetwork
-
-from .batches import scored
-from .parts import config, learner, never, rollouts
+from yaoki.learner.network import TrainedNetwork
 
 
 def poison(network: TrainedNetwork) -> None:

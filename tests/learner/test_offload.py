@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ranks import on_ranks
-from yaoki.checkpoint.boxes import local
+from tests.support.batches import KL_LOSS, SMALL, scored
+from tests.support.learners import config, learner, never
+from tests.support.ranks import on_ranks
+from yaoki.checkpoint.io.sharding import local
 from yaoki.learner.learner import Learner
 from yaoki.learner.shard import whole
-from yaoki.learner.world import World
-
-from .batches import KL_LOSS, SMALL, scored
-from .parts import config, learner, never
+from yaoki.ranks.world import World
 
 
 def step(made: Learner, number: int) -> None:

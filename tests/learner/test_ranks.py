@@ -8,12 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.ranks import on_ranks
+from tests.support.batches import GRPO, KL_LOSS, SMALL, chosen, off_policy, scored
+from tests.support.learners import config, learner, never, rollouts
+from tests.support.ranks import on_ranks
 from yaoki.learner.shard import whole
-from yaoki.learner.world import World, alone
-
-from .batches import GRPO, KL_LOSS, SMALL, chosen, off_policy, scored
-from .parts import config, learner, never, rollouts
+from yaoki.ranks.world import World, alone
 
 NUM_STEPS = 2
 

@@ -5,13 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from yaoki.models.base import tiny_tokenizer
-from yaoki.models.critic import token_values
-from yaoki.rollout.engine import Request, Sampling
-from yaoki.rollout.transformers_engine import TransformersEngine
-
-from .batches import GRPO, KL_LOSS, KL_REWARD, chosen, scored
-from .parts import (
+from tests.support.batches import GRPO, KL_LOSS, KL_REWARD, chosen, scored
+from tests.support.learners import (
     causal_lm,
     config,
     critic_model,
@@ -23,6 +18,10 @@ from .parts import (
     rollouts,
     same_bits,
 )
+from yaoki.models.builtin import tiny_tokenizer
+from yaoki.models.critic import token_values
+from yaoki.rollout.engine import Request, Sampling
+from yaoki.rollout.engines.transformers import TransformersEngine
 
 
 class TestScore:

@@ -7,15 +7,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
-from tests.allocations import allocations
-from tests.ranks import on_ranks
-from yaoki.learner.optim import TrainedNetwork
+from tests.support.allocations import allocations
+from tests.support.learners import config
+from tests.support.ranks import on_ranks
+from yaoki.learner.network import TrainedNetwork
 from yaoki.learner.shard import fill, shard, whole
-from yaoki.learner.world import World, alone
 from yaoki.models.critic import init_value_head, token_values
-from yaoki.models.skeleton import skeleton
-
-from .parts import config
+from yaoki.models.meta import skeleton
+from yaoki.ranks.world import World, alone
 
 CPU = torch.device("cpu")
 KINDS = ("tied", "untied", "critic")

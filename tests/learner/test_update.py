@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from yaoki.ppo.batch import Experience
-
-from .batches import GRPO, KL_LOSS, SMALL, chosen, off_policy, scored
-from .parts import (
+from tests.support.batches import GRPO, KL_LOSS, SMALL, chosen, off_policy, scored
+from tests.support.learners import (
     bits,
     causal_lm,
     close,
@@ -22,6 +20,7 @@ from .parts import (
     rollouts,
     same_bits,
 )
+from yaoki.rl.batch import Experience
 
 
 def policy_oracle(

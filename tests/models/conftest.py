@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from yaoki.models.base import Pretraining, tiny_base
+from yaoki.models.builtin import Pretraining, tiny_base
 
 
 def no_example(index: int) -> tuple[str, str]:

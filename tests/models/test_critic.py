@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from yaoki.errors import NothingThereError, UsageError
 from yaoki.models.critic import VALUE_HEAD, build_critic, init_value_head, load_critic, token_values
-from yaoki.models.export import export_model
-from yaoki.models.policy import load_causal_lm, load_tokenizer
+from yaoki.models.huggingface import export_model, load_tokenizer
+from yaoki.models.policy import load_causal_lm
 
 from .test_policy import some_ids
 

@@ -11,14 +11,8 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from yaoki.errors import NothingThereError, UsageError
-from yaoki.models.export import export_model
-from yaoki.models.policy import (
-    build_causal_lm,
-    load_causal_lm,
-    load_config,
-    load_tokenizer,
-    token_logprobs,
-)
+from yaoki.models.huggingface import export_model, load_config, load_tokenizer
+from yaoki.models.policy import build_causal_lm, load_causal_lm, token_logprobs
 
 
 def some_ids(rows: int = 3, columns: int = 12, seed: int = 0) -> torch.Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.resume.harness import (
+from tests.support.harness import (
     EVERYTHING,
     assert_same_run,
     checkpoint_steps,

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.resume.harness import EVERYTHING, final_state, make_config, run, run_to_end, trajectory
-from yaoki.checkpoint.reader import load
-from yaoki.run import session
-from yaoki.run.console import Console
-from yaoki.run.directory import RunDirectory
-from yaoki.run.state import DERIVED, RunState
-from yaoki.run.trainer import Trainer
+from tests.support.harness import EVERYTHING, final_state, make_config, run, run_to_end, trajectory
+from yaoki.checkpoint.io.reader import load
+from yaoki.runs.directory import RunDirectory
+from yaoki.train import session
+from yaoki.train.console import Console
+from yaoki.train.state import DERIVED, RunState
+from yaoki.train.trainer import Trainer
 
 STEPS, CUT = 6, 3
 NEEDED = [
@@ -35,7 +35,7 @@ NEEDED = [
 
 
 @pytest.fixture(scope="module")
-def cut_run(tmp_path_factory: pytest.TempPathFactory, model_cache: None) -> Path:
+def cut_run(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Path:
     """A run that uses everything, ended at CUT, beside the same one unbroken to STEPS."""
     directory = tmp_path_factory.mktemp("cut")
     run_to_end(directory / "unbroken", make_config(*EVERYTHING))

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.resume.harness import EVERYTHING, assert_same_run, die, make_config, run, run_to_end
+from tests.support.harness import EVERYTHING, assert_same_run, die, make_config, run, run_to_end
 from yaoki.journal.metrics import MetricsLog, read_metrics
 from yaoki.learner.learner import Learner
-from yaoki.run.step_journal import StepJournal
+from yaoki.train.exchange import StepJournal
 
 STEPS, BATCH = 4, 16
 """Each step has 16 rollouts in micro-batches of 6, 6 and 4."""
@@ -24,7 +24,7 @@ def config_of(*overrides: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, model_cache: None) -> Path:
+def unbroken(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Path:
     path = tmp_path_factory.mktemp("unbroken") / "run"
     run_to_end(path, config_of())
     return path

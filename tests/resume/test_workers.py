@@ -15,20 +15,20 @@ import pytest
 import torch
 from rich.console import Console as RichConsole
 
-from tests.ranks import Failure, on_ranks, outcomes
-from tests.resume.harness import EVERYTHING, assert_same_run, die, log_path, make_config, trajectory
+from tests.support.harness import EVERYTHING, assert_same_run, die, log_path, make_config, trajectory
+from tests.support.ranks import Failure, on_ranks, outcomes
 from yaoki.checkpoint.catalog import Catalog
-from yaoki.checkpoint.reader import load
+from yaoki.checkpoint.io.reader import load
 from yaoki.config.schema import Config
 from yaoki.errors import StopRequested
 from yaoki.journal.metrics import MetricsLog
 from yaoki.learner.learner import Learner
-from yaoki.learner.world import World
-from yaoki.rollout.transformers_engine import TransformersEngine
-from yaoki.run.console import Console
-from yaoki.run.directory import RunDirectory
-from yaoki.run.follower import FollowedMetrics
-from yaoki.run.session import train
+from yaoki.ranks.world import World
+from yaoki.rollout.engines.transformers import TransformersEngine
+from yaoki.runs.directory import RunDirectory
+from yaoki.train.console import Console
+from yaoki.train.session import train
+from yaoki.train.trackers import FollowedMetrics
 
 STEPS = 6
 Patch = Callable[[World], None]

@@ -1,7 +1,7 @@
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from yaoki.models.base import tiny_random, tiny_tokenizer
+from yaoki.models.builtin import tiny_random, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

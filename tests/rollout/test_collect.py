@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from yaoki.errors import StopRequested
-from yaoki.learner.world import alone
+from yaoki.ranks.world import alone
 from yaoki.rollout.collect import JudgedCompletion, NoLog, Peers, Place, RolloutLog, collect
 from yaoki.rollout.engine import OnFinished, Poll, Request, keep_none
-from yaoki.rollout.scripted_engine import ScriptedEngine
-from yaoki.run.peers import RolloutPeers
+from yaoki.rollout.engines.scripted import ScriptedEngine
 from yaoki.seeding import Purpose, seed
+from yaoki.train.exchange import RolloutPeers
 from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason
 
 PROMPTS = [

@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedModel, Qwen2Config
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from yaoki.rollout.kv_cache import SlabLayer, new_cache
+from yaoki.rollout.engines.kv_cache import SlabLayer, new_cache
 
 
 def block(rows: int, columns: int, step: int) -> torch.Tensor:

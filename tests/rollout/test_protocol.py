@@ -6,12 +6,12 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from yaoki.errors import StopRequested, YaokiError
-from yaoki.models.base import tiny_random
+from yaoki.models.builtin import tiny_random
 from yaoki.rollout.engine import Request, RolloutEngine, Sampling
-from yaoki.rollout.growing import Row
-from yaoki.rollout.scripted_engine import ScriptedEngine
-from yaoki.rollout.stopping import StopCondition
-from yaoki.rollout.transformers_engine import TransformersEngine
+from yaoki.rollout.engines.scripted import ScriptedEngine
+from yaoki.rollout.engines.stopping import StopCondition
+from yaoki.rollout.engines.transformers import TransformersEngine
+from yaoki.rollout.engines.vllm import Row
 from yaoki.types import Completion, FinishReason
 
 Make = Callable[[PreTrainedModel, PreTrainedTokenizerBase], RolloutEngine]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yaoki.errors import NonFiniteError
-from yaoki.rollout.sampling import sample_tokens
+from yaoki.rollout.engines.sampling import sample_tokens
 from yaoki.seeding import Purpose, seed, uniforms
 
 LAST = 1.0 - 2.0**-53

@@ -4,7 +4,7 @@ import pytest
 from transformers import PreTrainedConfig
 
 from yaoki.errors import UsageError
-from yaoki.rollout.vllm_model import require_even_slices
+from yaoki.rollout.engines.vllm_weights import require_even_slices
 
 
 def shape(num_heads: int, num_key_heads: int | None, inner_size: int) -> PreTrainedConfig:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from yaoki.models.base import END_OF_TEXT, MARKS, tiny_tokenizer
-from yaoki.rollout.stopping import StopCondition
+from yaoki.models.builtin import END_OF_TEXT, MARKS, tiny_tokenizer
+from yaoki.rollout.engines.stopping import StopCondition
 from yaoki.types import FinishReason
 
 TOKENIZER = tiny_tokenizer()

@@ -16,17 +16,16 @@ from transformers import (
     Qwen2Config,
 )
 
+from tests.support.requests import no_poll, requests
 from yaoki.errors import StopRequested, YaokiError
-from yaoki.models.base import tiny_random
+from yaoki.models.builtin import tiny_random
 from yaoki.models.policy import token_logprobs
 from yaoki.rollout.engine import Request, Sampling
-from yaoki.rollout.sampling import sample_tokens
-from yaoki.rollout.stopping import StopCondition
-from yaoki.rollout.transformers_engine import TransformersEngine
+from yaoki.rollout.engines.sampling import sample_tokens
+from yaoki.rollout.engines.stopping import StopCondition
+from yaoki.rollout.engines.transformers import TransformersEngine
 from yaoki.seeding import uniforms
 from yaoki.types import Completion, FinishReason
-
-from .asked import no_poll, requests
 
 STOP_OFTEN = tuple("aeiou0123")
 

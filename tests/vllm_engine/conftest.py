@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from yaoki.models.base import tiny_tokenizer
+from yaoki.models.builtin import tiny_tokenizer
 
 from .models import wide_headed
 

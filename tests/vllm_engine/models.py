@@ -3,11 +3,11 @@
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from yaoki.models.base import tiny_config, tiny_tokenizer
+from yaoki.models.builtin import tiny_config, tiny_tokenizer
 from yaoki.rollout.engine import Sampling
-from yaoki.rollout.transformers_engine import TransformersEngine
-from yaoki.rollout.vllm_engine import VllmEngine
-from yaoki.rollout.vllm_model import VllmOptions
+from yaoki.rollout.engines.transformers import TransformersEngine
+from yaoki.rollout.engines.vllm import VllmEngine
+from yaoki.rollout.engines.vllm_weights import VllmOptions
 
 STOP_OFTEN = tuple("aeiou0123")
 

@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.ranks import on_ranks
-from tests.rollout.asked import no_poll, requests
+from tests.support.ranks import on_ranks
+from tests.support.requests import no_poll, requests
 from yaoki.errors import StopRequested
-from yaoki.learner.world import World
-from yaoki.models.base import tiny_tokenizer
+from yaoki.models.builtin import tiny_tokenizer
+from yaoki.models.policy import model_logprobs
+from yaoki.ranks.world import World
 from yaoki.rollout.collect import collect
 from yaoki.rollout.engine import Poll, Sampling
-from yaoki.rollout.probe import check_weights, model_logprobs, probe_ids, tolerance
-from yaoki.rollout.vllm_engine import VllmEngine
-from yaoki.run.peers import RolloutPeers
+from yaoki.rollout.engines.vllm import VllmEngine
 from yaoki.seeding import Purpose
+from yaoki.train.exchange import RolloutPeers
+from yaoki.train.weight_sync import check_weights, probe_ids, tolerance
 from yaoki.types import Prompt, Rollout, Task, Verdict, VerdictReason
 
 from .models import vllm_engine, wide_headed

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tests.rollout.asked import PROMPTS, no_poll, requests
+from tests.support.requests import PROMPTS, no_poll, requests
 from yaoki.errors import StopRequested, YaokiError
 from yaoki.models.policy import token_logprobs
 from yaoki.rollout.engine import Request, Sampling
-from yaoki.rollout.stopping import StopCondition
-from yaoki.rollout.vllm_engine import VllmEngine
+from yaoki.rollout.engines.stopping import StopCondition
+from yaoki.rollout.engines.vllm import VllmEngine
 from yaoki.types import Completion, FinishReason
 
 from .models import STOP_OFTEN, transformers_engine, vllm_engine

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 
-from yaoki.models.base import tiny_tokenizer
+from yaoki.models.builtin import tiny_tokenizer
 
 from .models import wide_headed
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tests.rollout.asked import no_poll, requests
+from tests.support.requests import no_poll, requests
 from yaoki.errors import UsageError, WeightSyncError, YaokiError
-from yaoki.models.base import tiny_random
+from yaoki.models.builtin import tiny_random
+from yaoki.models.policy import model_logprobs
 from yaoki.rollout.engine import Sampling
-from yaoki.rollout.probe import check_weights, model_logprobs, probe_ids, tolerance
-from yaoki.rollout.vllm_engine import VllmEngine
-from yaoki.rollout.vllm_model import VllmOptions
+from yaoki.rollout.engines.vllm import VllmEngine
+from yaoki.rollout.engines.vllm_weights import VllmOptions
+from yaoki.train.weight_sync import check_weights, probe_ids, tolerance
 
 from .models import vllm_engine
 

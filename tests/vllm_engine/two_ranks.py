@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from tests.ranks import on_ranks
-from tests.rollout.asked import no_poll, requests
-from yaoki.learner.world import World
-from yaoki.models.base import tiny_tokenizer
+from tests.support.ranks import on_ranks
+from tests.support.requests import no_poll, requests
+from yaoki.models.builtin import tiny_tokenizer
+from yaoki.models.policy import model_logprobs
+from yaoki.ranks.world import World
 from yaoki.rollout.engine import Sampling
-from yaoki.rollout.probe import check_weights, model_logprobs, probe_ids, tolerance
+from yaoki.train.weight_sync import check_weights, probe_ids, tolerance
 
 from .models import vllm_engine, wide_headed
 

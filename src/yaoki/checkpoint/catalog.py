@@ -11,12 +11,13 @@ from pathlib import Path
 
 from yaoki import fs
 from yaoki.checkpoint.head import read_head
-from yaoki.checkpoint.layout import Candidate, Kind, parse_directory
+from yaoki.checkpoint.layout import MANIFEST, Candidate, Kind, directory_name, parse_directory, plain_child
 from yaoki.checkpoint.manifest import Manifest
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Decision, Entry, Policy, Standing, decide
 from yaoki.checkpoint.verify import check_sizes, verify
 from yaoki.errors import CorruptCheckpointError, YaokiError
+from yaoki.fs import _link_or_copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +229,16 @@ def _created_unix_s(path: Path) -> float | None:
         return read_head(path).created_unix_s
     except CorruptCheckpointError:
         return None
+
+
+def take_over(checkpoint: ValidCheckpoint, checkpoints: Path) -> bool:
+    """Put the files of a checkpoint into another `checkpoints/`, under its own name. True if all are links.
+
+    What was copied has not been read back.
+    """
+    target = checkpoints / directory_name(checkpoint.manifest.step)
+    fs.make_directory(target)
+    names = [file.name for file in checkpoint.manifest.files] + [MANIFEST]
+    linked = [_link_or_copy(checkpoint.path / name, plain_child(target, name)) for name in names]
+    fs.fsync_directory(target)
+    return all(linked)

@@ -15,7 +15,6 @@ from enum import StrEnum
 
 import xxhash
 
-from yaoki.checkpoint.canonical import JSON, FormatError, decode, encode, parse
 from yaoki.checkpoint.chunks import (
     DIGEST_CHARACTERS,
     MAX_CHUNK_BYTES,
@@ -26,6 +25,7 @@ from yaoki.checkpoint.chunks import (
 )
 from yaoki.checkpoint.layout import MANIFEST, STATE, file_rank, is_plain_name
 from yaoki.errors import CorruptCheckpointError
+from yaoki.strict_json import JSON, FormatError, decode, encode, parse
 
 FORMAT_VERSION = 2
 

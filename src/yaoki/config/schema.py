@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from yaoki.config.fields import FREE, STATE, Count, Fraction, NonEmpty, Positive, Section
-from yaoki.config.learning import CriticConfig, KLConfig, PolicyConfig
+from yaoki.config.networks import CriticConfig, KLConfig, PolicyConfig
 
 
 class RunConfig(Section):

@@ -6,7 +6,7 @@ The loader does not know how its source orders tasks, nor what happens to prompt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from yaoki.data.source import TaskSource
+from yaoki.data.dataset import TaskSource
 from yaoki.data.templates import Template
 from yaoki.errors import DataError
 from yaoki.types import Prompt, Task

@@ -9,8 +9,7 @@ import jinja2
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from yaoki.data.suggest import did_you_mean
-from yaoki.errors import UsageError
+from yaoki.errors import UsageError, did_you_mean
 from yaoki.types import Task
 
 _ORZ = (

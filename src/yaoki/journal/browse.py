@@ -1,6 +1,8 @@
 """The journal for people: what a step holds, row by row or group by group. Changes nothing, refuses nothing
 but what is damaged. Which run or policy a part is of is not asked."""
 
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from yaoki import fs
 from yaoki.errors import NothingThereError
-from yaoki.journal.housekeeping import journaled_steps
-from yaoki.journal.layout import step_name
-from yaoki.journal.parts import PART_SCHEMA
-from yaoki.journal.step_parts import Refusal, read_parts
+from yaoki.journal.columns import PARQUET_OPTIONS, rollout_table
+from yaoki.journal.layout import part_names, step_name
+from yaoki.journal.recovery import Refusal, read_parts
+from yaoki.journal.retention import journaled_steps
+from yaoki.journal.segments import PART_SCHEMA
+from yaoki.types import Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +108,60 @@ def _what_there_is(directory: Path) -> str:
     if not steps:
         return "it is empty; journal.enabled must be true while the run trains"
     return f"it holds {len(steps)} steps, {steps[0]} to {steps[-1]}; journal.keep says which are kept"
+
+
+def write_completions(path: Path, rollouts: Sequence[Rollout]) -> None:
+    """One row per rollout, in order; appears under `path` whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rollout_table(rollouts), sink, **PARQUET_OPTIONS)
+    fs.make_directory(path.parent)
+    fs.publish(path, memoryview(sink.getvalue()))
+
+
+@dataclass(frozen=True, slots=True)
+class Replayable:
+    """What the journal holds beyond a checkpoint."""
+
+    num_steps: int
+    """Steps right after the checkpoint whose rollouts are all there."""
+    num_rollouts: int
+    """Of the step after these, which is not complete."""
+
+
+def count_replayable(
+    directory: Path, after_step: int, until_step: int, *, num_wanted: int, run_id: str, config_digest: str
+) -> Replayable:
+    """Count from `after_step` on; no step is counted beyond `until_step`.
+
+    Args:
+        directory: the run's `rollouts/`.
+        num_wanted: rollouts in a complete step.
+    """
+    step = after_step + 1
+    while step <= until_step:
+        found = _num_rollouts(directory / step_name(step), run_id, config_digest)
+        if found < num_wanted:
+            return Replayable(step - after_step - 1, found)
+        step += 1
+    return Replayable(step - after_step - 1, 0)
+
+
+def _num_rollouts(directory: Path, run_id: str, config_digest: str) -> int:
+    """Rows in the parts of this run and config; a part whose footer cannot be read has none."""
+    total = 0
+    for name in part_names(directory):
+        if name.suffix:
+            continue
+        try:
+            if not stat.S_ISREG(os.lstat(directory / str(name)).st_mode):
+                continue
+            found = pq.read_metadata(directory / str(name))
+        except (pa.ArrowException, OSError):
+            continue
+        said = found.metadata or {}
+        if (said.get(b"yaoki.run_id"), said.get(b"yaoki.config_digest")) == (
+            run_id.encode(),
+            config_digest.encode(),
+        ):
+            total += found.num_rows
+    return total

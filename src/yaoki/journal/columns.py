@@ -222,3 +222,20 @@ def _to_lists(rows: Sequence[Sequence[float]], kind: type[np.generic]) -> pa.Arr
 def _from_lists(column: pa.ChunkedArray) -> Ragged:
     lists = column.combine_chunks()
     return Ragged(lists.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy())
+
+
+def pack(rollouts: Sequence[Rollout]) -> bytes:
+    """Everything of the rollouts that `unpack` gives back."""
+    table = rollout_table(rollouts)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    message: bytes = sink.getvalue().to_pybytes()
+    return message
+
+
+def unpack(message: bytes) -> dict[tuple[int, int], Sample]:
+    """What was sampled, bit for bit, by (index of the prompt, sample)."""
+    with pa.ipc.open_stream(message) as stream:
+        rows = SampleRows(stream.read_all())
+    return {rows.place(row): rows.sample(row) for row in range(len(rows))}

@@ -6,7 +6,7 @@ trajectory have equal rows otherwise. Knows nothing of what the numbers mean, no
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,3 +135,14 @@ def _parsed(line: bytes) -> Row | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
+
+
+def held_out_accuracies(rows: Sequence[Row], summary: dict[str, Any] | None = None) -> dict[int, float]:
+    """Accuracy by the step of the checkpoint that holds the evaluated weights.
+
+    A row's accuracy was measured before its step's update; the run's last one is in the summary.
+    """
+    found = {row["step"] - 1: row["accuracy"] for row in rows if row["accuracy"] is not None}
+    if summary is not None and summary["accuracy_after"] is not None:
+        found[summary["steps"]] = summary["accuracy_after"]
+    return found

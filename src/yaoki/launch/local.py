@@ -24,7 +24,7 @@ from yaoki.launch.process import (
     log_path,
     start,
 )
-from yaoki.learner.environment import STORE_FILE
+from yaoki.ranks.environment import STORE_FILE
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _LEAVE_S = 10.0

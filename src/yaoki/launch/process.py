@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from yaoki.launch.environment import DEATH_SIGNAL, LAUNCHER_PID
+from yaoki.ranks.environment import DEATH_SIGNAL, LAUNCHER_PID
 
 Process = subprocess.Popen[bytes]
 
@@ -98,3 +98,23 @@ def describe_failure(rank: int, code: int, words: str, log: Path | None) -> str:
     where = "" if log is None else f"its log is {log}; "
     hint = f"hint: {where}the same command goes on from what is on disk"
     return "\n\n".join(part for part in (words, error, hint) if part)
+
+
+class Follower:
+    """From the end that the log has now; whole lines only."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._shown = path.stat().st_size if path.exists() else 0
+
+    def show(self) -> None:
+        """What has come since the last call."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._shown)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._shown += len(whole)
+        sys.stderr.write(whole.decode("utf-8", errors="replace"))
+        sys.stderr.flush()

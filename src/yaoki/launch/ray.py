@@ -22,9 +22,9 @@ from types import FrameType
 from typing import Any
 
 from yaoki.errors import PeerLostError, StopRequested, UsageError, YaokiError
-from yaoki.launch.desk import Desk, Ending
-from yaoki.launch.follow import Follower
+from yaoki.launch.coordinator import Desk, Ending
 from yaoki.launch.process import (
+    Follower,
     Process,
     describe_end,
     describe_failure,

@@ -14,23 +14,17 @@ from transformers import PreTrainedModel
 
 from yaoki.config.schema import Config
 from yaoki.errors import NonFiniteError
-from yaoki.learner.optim import TrainedNetwork
+from yaoki.learner.network import TrainedNetwork
 from yaoki.learner.shard import whole
 from yaoki.learner.stats import CriticStats, PolicyStats, UpdateStats, mean
-from yaoki.learner.world import World
 from yaoki.models.critic import token_values
 from yaoki.models.policy import token_logprobs
-from yaoki.ppo.advantages import (
-    gae,
-    group_relative_advantages,
-    masked_moments,
-    shaped_rewards,
-    whiten,
-)
-from yaoki.ppo.batch import Experience, deal, micro_batches, mini_batches, pad_rollouts
-from yaoki.ppo.correction import importance_weights
-from yaoki.ppo.losses import (
+from yaoki.ranks.world import World
+from yaoki.rl.advantages import gae, group_relative_advantages, masked_moments, shaped_rewards, whiten
+from yaoki.rl.batch import Experience, deal, micro_batches, mini_batches, pad_rollouts
+from yaoki.rl.losses import (
     entropy_from_logits,
+    importance_weights,
     kl_estimate,
     kl_loss,
     masked_mean,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from yaoki.config.schema import TrainConfig
-from yaoki.learner.world import World, peers_expected
-from yaoki.models.skeleton import settle
+from yaoki.models.meta import settle
+from yaoki.ranks.world import World, peers_expected
 
 
 def shard(model: PreTrainedModel, world: World, config: TrainConfig, device: torch.device) -> PreTrainedModel:

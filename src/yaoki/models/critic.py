@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from yaoki.models.policy import load_config, load_or_explain, require_complete
+from yaoki.models.huggingface import load_config, load_or_explain, require_complete
 
 VALUE_HEAD = "score.weight"
 

@@ -3,26 +3,18 @@
 Weights come as safetensors only. Knows nothing of optimizers, rollouts or run directories.
 """
 
-from collections.abc import Callable, Collection
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
-from yaoki.errors import NothingThereError, UsageError
-from yaoki.models.quiet import quiet
-
-_Loaded = TypeVar("_Loaded")
+from yaoki.errors import UsageError
+from yaoki.models.huggingface import load_config, load_or_explain, require_complete
 
 
 def load_causal_lm(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedModel:
@@ -57,35 +49,6 @@ def build_causal_lm(source: str, *, trust_remote_code: bool, dropout: float) -> 
     return model
 
 
-def load_tokenizer(source: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to a model folder or hub name; it must know an end-of-sequence token."""
-    tokenizer: PreTrainedTokenizerBase = load_or_explain(
-        source, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    )
-    if tokenizer.eos_token_id is None:
-        raise UsageError(
-            f"the tokenizer of {source} has no end-of-sequence token",
-            hint="set eos_token in its tokenizer_config.json",
-        )
-    return tokenizer
-
-
-def load_config(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedConfig:
-    """The architecture of a model folder or hub name, for float32 weights, with its attention dropout set."""
-    config: PreTrainedConfig = load_or_explain(
-        source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    )
-    config.dtype = torch.float32
-    if hasattr(config, "attention_dropout"):
-        config.attention_dropout = dropout
-    elif dropout > 0:
-        raise UsageError(
-            f"{source} ({config.model_type}) has no attention_dropout, but dropout is {dropout}",
-            hint="set policy.dropout=0 and critic.dropout=0",
-        )
-    return config
-
-
 def token_logprobs(
     model: PreTrainedModel, token_ids: Tensor, first: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
@@ -101,15 +64,6 @@ def token_logprobs(
     return chosen - logits.logsumexp(-1), logits
 
 
-def require_complete(source: str, missing: Collection[str]) -> None:
-    """UsageError if there are missing weights: transformers would make them up at random."""
-    if missing:
-        raise UsageError(
-            f"{source} lacks weights: {', '.join(sorted(missing)[:5])}",
-            hint="give a whole causal LM (or, for critic.init_from, a critic written by `yaoki export`)",
-        )
-
-
 def _require_tied(source: str, model: PreTrainedModel) -> None:
     """UsageError if weights that should be one are different: transformers would leave them apart."""
     apart = (
@@ -123,21 +77,12 @@ def _require_tied(source: str, model: PreTrainedModel) -> None:
         )
 
 
-def load_or_explain(source: str, load: Callable[[], _Loaded]) -> _Loaded:
-    """Run a Hugging Face loader; what it cannot find or read becomes NothingThereError."""
-    try:
-        with quiet(with_bars=not Path(source).is_dir()):
-            return load()
-    except (OSError, ValueError, SafetensorError) as error:
-        what = "folder" if Path(source).exists() else "folder or hub name"
-        raise NothingThereError(
-            f"no usable model at {source!r}: {error}",
-            hint=f"give the {what} of a Hugging Face causal LM with safetensors weights, or builtin:tiny",
-        ) from error
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise UsageError(
-            f"the weights of {source} have other shapes than its config.json says",
-            hint="it holds files of two models; get it again",
-        ) from error
+@torch.no_grad()
+def model_logprobs(model: PreTrainedModel, token_ids: Sequence[int]) -> list[float]:
+    """What RolloutEngine.logprobs gives, by one forward pass; with a sharded model all ranks must ask.
+
+    The model is left in evaluation mode.
+    """
+    ids = torch.tensor([list(token_ids)], device=model.device)
+    logprobs, _ = token_logprobs(model.eval(), ids, 1, 1.0)
+    return [float(logprob) for logprob in logprobs[0]]

@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+from yaoki.ranks.agree import unless_stopped
 from yaoki.rollout.engine import Poll, Request, RolloutEngine
-from yaoki.rollout.leaving import unless_stopped
 from yaoki.seeding import Purpose, seed
 from yaoki.types import Completion, Prompt, Rollout, Task, Verdict, VerdictReason
 

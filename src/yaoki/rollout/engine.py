@@ -5,12 +5,14 @@ were sampled, with their log-probabilities. Several ranks may share one; then al
 in the same order. An engine knows nothing of rewards, groups or training.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from yaoki.errors import YaokiError
 from yaoki.types import Completion
 
 Poll = Callable[[], None]
@@ -89,3 +91,29 @@ class RolloutEngine(Protocol):
     def wake(self) -> None:
         """Get ready for `load_weights` after `sleep`."""
         ...
+
+
+def fitting(
+    shapes: Mapping[str, torch.Size], weights: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights, one by one as they come; YaokiError for one that is left over, misshapen or missing.
+
+    shapes: of every weight that the engine's model has. That one is missing is known at the end only, so
+    nothing may be believed before that.
+    """
+    missing = dict(shapes)
+    for name, tensor in weights:
+        if name not in missing:
+            raise _differ([name])
+        if (expected := missing.pop(name)) != tensor.shape:
+            raise YaokiError(f"{name} is {tuple(expected)} in the engine, {tuple(tensor.shape)} pushed")
+        yield name, tensor
+    if missing:
+        raise _differ(sorted(missing))
+
+
+def _differ(names: list[str]) -> YaokiError:
+    return YaokiError(
+        f"the engine's model and the pushed weights differ in {', '.join(names[:5])}",
+        hint="learner and engine must be built from the same model",
+    )

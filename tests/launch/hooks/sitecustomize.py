@@ -52,7 +52,7 @@ def reached(place, step):
 
 def patch():
     from yaoki.learner.learner import Learner
-    from yaoki.run.step_journal import StepJournal
+    from yaoki.train.exchange import StepJournal
 
     append, update = StepJournal.append, Learner.update
 
@@ -71,7 +71,7 @@ class Finder(MetaPathFinder):
     """Patches when the trainer is imported, and never in processes that do not train."""
 
     def find_spec(self, name, path, target=None):
-        if name != "yaoki.run.trainer":
+        if name != "yaoki.train.trainer":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

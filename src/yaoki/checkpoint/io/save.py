@@ -1,0 +1,188 @@
+"""One checkpoint on its way to the disk, written by all ranks: files, receipts, manifest.
+
+Every rank writes its own files and makes them durable; the first one then knows all receipts and writes the
+manifest. The name comes after that, and is not given here. It knows nothing of other checkpoints, but for
+files that it may link to.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from yaoki import fs
+from yaoki.checkpoint.direct_io import DiskWriter
+from yaoki.checkpoint.io.frozen import TensorSource, written_to
+from yaoki.checkpoint.io.snapshot import Snapshot
+from yaoki.checkpoint.io.writer import (
+    EarlierFiles,
+    PartFile,
+    Receipt,
+    merged,
+    plan,
+    state_of_rank,
+    write_parts,
+    write_state,
+)
+from yaoki.checkpoint.layout import MANIFEST
+from yaoki.checkpoint.manifest import FORMAT_VERSION, Manifest, PartEntry, parse_manifest
+from yaoki.errors import YaokiError
+from yaoki.ranks.agree import Ranks, shared, together
+from yaoki.strict_json import JSON, FormatError, decode, encode, parse
+
+_RESERVE_BYTES = 16 << 20
+"""Room for JSON, headers and the file system's own needs, beside the tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveInfo:
+    """What the manifest says of the run, beside the state; see `Manifest`."""
+
+    run_id: str
+    attempt: int
+    parent: str | None
+    config_digest: str
+    dataset_digest: str
+    environment: Mapping[str, bool | int | float | str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Receipts:
+    """What one rank has written, as it tells the others."""
+
+    receipts: tuple[Receipt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """The parts of one save that do not change from file to file."""
+
+    ranks: Ranks
+    path: Path
+    """The name that the checkpoint will have, for messages."""
+    unfinished: Path
+    """The directory to write to."""
+    snapshot: Snapshot
+    earlier: EarlierFiles | None
+
+    def write(
+        self,
+        source: TensorSource,
+        blocks: Sequence[memoryview],
+        poll: Callable[[], None],
+        make_room: Callable[[], None],
+    ) -> tuple[Receipt, ...]:
+        """Every file but the manifest, durable; what all ranks have written, in their order.
+
+        `make_room` is called first, on the first rank only.
+        """
+        files, of_rank = together(self.ranks, partial(self._prepare, make_room))
+        needed_bytes = shared(self.ranks, self._needed_bytes(files))
+        of_ranks = shared(self.ranks, of_rank)
+        together(self.ranks, partial(self._require_space, sum(needed_bytes)))
+        receipts = together(self.ranks, partial(self._write, files, of_ranks, source, blocks, poll))
+        if self.ranks.size == 1:  # thousands of tensors need not be encoded for nobody
+            return receipts
+        told = [parse(message) for message in self.ranks.gather(encode(asdict(_Receipts(receipts))))]
+        return tuple(receipt for one in told for receipt in decode(_Receipts, one, "receipts").receipts)
+
+    def finish(
+        self, receipts: Sequence[Receipt], step: int, info: SaveInfo, give_name: Callable[[], None]
+    ) -> tuple[Manifest, bytes]:
+        """The manifest, durable; then `give_name` is called, on the first rank only."""
+        made = together(self.ranks, partial(self._finish, receipts, step, info, give_name))
+        (data, *_) = self.ranks.gather(b"" if made is None else made[1])
+        return made or (parse_manifest(data, str(self.path)), data)
+
+    def _prepare(self, make_room: Callable[[], None]) -> tuple[list[PartFile], dict[str, JSON]]:
+        with self._explained():
+            if self.ranks.rank == 0:
+                make_room()
+            return plan(self.snapshot, self.ranks.rank, self.ranks.size), state_of_rank(self.snapshot)
+
+    def _write(
+        self,
+        files: list[PartFile],
+        of_ranks: Sequence[JSON],
+        source: TensorSource,
+        blocks: Sequence[memoryview],
+        poll: Callable[[], None],
+    ) -> tuple[Receipt, ...]:
+        with self._explained():
+            pieces = {file.name: file.pieces() for file in files}
+            source.begin(pieces, self._require_untouched)  # from here on it can be released
+            fs.make_directory(self.unfinished)
+            state = [write_state(self.unfinished, self.snapshot, of_ranks)] if self.ranks.rank == 0 else []
+            with DiskWriter(blocks, poll) as disk:
+                return (*write_parts(self.unfinished, files, source, disk, self.earlier), *state)
+
+    def _finish(
+        self, receipts: Sequence[Receipt], step: int, info: SaveInfo, give_name: Callable[[], None]
+    ) -> tuple[Manifest, bytes] | None:
+        if self.ranks.rank != 0:
+            return None
+        with self._explained():
+            manifest = self._manifest(receipts, step, info)
+            data = manifest.to_bytes()
+            fs.write_file_durably(self.unfinished / MANIFEST, data)
+            fs.fsync_directory(self.unfinished)
+            give_name()
+            return manifest, data
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What may go wrong, in words."""
+        try:
+            yield
+        except OSError as error:
+            raise YaokiError(
+                f"cannot save {self.path}: {error.filename}: {error.strerror}",
+                hint="earlier checkpoints are untouched; see to the disk, then resume the run",
+            ) from error
+        except FormatError as error:
+            raise YaokiError(f"cannot save {self.path}: {error}") from error
+
+    def _needed_bytes(self, files: Sequence[PartFile]) -> int:
+        """What is probably linked takes no space; if it is written after all, the disk may still say no."""
+        return sum(
+            file.size_bytes for file in files if self.earlier is None or self.earlier.find(file) is None
+        )
+
+    def _require_space(self, tensor_bytes: int) -> None:
+        needed_bytes = _RESERVE_BYTES + tensor_bytes
+        with self._explained():
+            free_bytes = fs.num_free_bytes(self.path.parent)
+        if free_bytes < needed_bytes:
+            raise YaokiError(
+                f"cannot save a checkpoint to {self.path.parent}: it needs {needed_bytes:,} bytes, "
+                f"{free_bytes:,} are free",
+                hint="free some space or keep fewer checkpoints, then resume the run",
+            )
+
+    def _require_untouched(self) -> None:
+        """What is written to from now on, the source notices."""
+        for name, part in self.snapshot.parts.items():
+            if part.written_to is not None:
+                raise written_to(f"{name}: {part.written_to}")
+
+    def _manifest(self, receipts: Sequence[Receipt], step: int, info: SaveInfo) -> Manifest:
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            step=step,
+            created_unix_s=time.time(),
+            attempt=info.attempt,
+            run_id=info.run_id,
+            parent=info.parent,
+            config_digest=info.config_digest,
+            dataset_digest=info.dataset_digest,
+            environment=info.environment,
+            world_size=self.ranks.size,
+            parts=tuple(
+                PartEntry(name, part.scope, has_json=part.json is not None)
+                for name, part in self.snapshot.parts.items()
+            ),
+            files=tuple(receipt.file for receipt in receipts),
+            tensors=merged(entry for receipt in receipts for entry in receipt.tensors),
+        )

@@ -1,0 +1,184 @@
+"""Saving: from a snapshot to a checkpoint that is durable, and then read back from the disk.
+
+The order is the whole point. Files are written to `step-N.tmp/` and made durable, the manifest last; one
+rename then gives it its name, so a crash at any instant leaves either nothing new or all of it. After
+that all of it is read back; until then it does not count, and nothing older may go.
+
+If `step-N` exists already (found corrupt, or saved again after a resume), it is moved aside to
+`step-N.replaced-K` just before that rename and removed only by `prune`. A crash between the two
+renames loses nothing: replaced checkpoints are candidates too.
+
+It knows nothing of when to save and of what the parts mean.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from yaoki import fs
+from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
+from yaoki.checkpoint.direct_io import new_blocks
+from yaoki.checkpoint.io.frozen import TensorSource, pin
+from yaoki.checkpoint.io.save import SaveInfo, Saving
+from yaoki.checkpoint.io.snapshot import Snapshot
+from yaoki.checkpoint.io.writer import EarlierFiles
+from yaoki.checkpoint.layout import Kind, directory_name, parse_directory, replaced_name, unfinished_name
+from yaoki.checkpoint.manifest import Manifest
+from yaoki.checkpoint.verify import read_back
+from yaoki.errors import CorruptCheckpointError, YaokiError
+from yaoki.ranks.agree import OneRank, Ranks, together
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCheckpoint:
+    """A committed checkpoint."""
+
+    path: Path
+    step: int
+    size_bytes: int
+    duration_s: float
+    """Until it was durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A checkpoint that survives a power cut, but was not read back yet."""
+
+    saved: SavedCheckpoint
+    manifest: Manifest
+    manifest_bytes: bytes
+
+
+def _never_stop() -> None:
+    """Somebody waits for the checkpoint."""
+
+
+class CheckpointStore(Catalog):
+    """A run's `checkpoints/` directory, for the one attempt that may write to it, one save at a time.
+
+    With several ranks each has a store of its own, and all make the same calls.
+    """
+
+    def __init__(
+        self, directory: Path, verified: ValidCheckpoint | None = None, ranks: Ranks | None = None
+    ) -> None:
+        """`verified`: what the ranks have just read in full; unchanged parts are linked to its files, and it
+        is not read again only to be kept."""
+        super().__init__(directory)
+        if verified is not None:
+            self._verified.add(verified.path)
+        self._newest_verified = verified
+        self._ranks: Ranks = OneRank() if ranks is None else ranks
+
+    @property
+    def is_first(self) -> bool:
+        """The one of several ranks that removes what may go."""
+        return self._ranks.rank == 0
+
+    def save(self, snapshot: Snapshot, *, step: int, info: SaveInfo) -> SavedCheckpoint:
+        """Write, commit and read back; on return the checkpoint survives a power cut and was found whole.
+
+        Raises:
+            YaokiError: see `commit` and `read_back`.
+        """
+        committed = self.commit(snapshot, TensorSource(), step=step, info=info)
+        self.read_back(committed)
+        return committed.saved
+
+    def commit(
+        self,
+        snapshot: Snapshot,
+        source: TensorSource,
+        *,
+        step: int,
+        info: SaveInfo,
+        poll: Callable[[], None] = _never_stop,
+    ) -> Committed:
+        """Write and commit; on return the checkpoint survives a power cut.
+
+        Args:
+            source: through which the snapshot's tensors are read; whoever waits for it must close it.
+            poll: called between blocks; what it raises ends the save.
+
+        Raises:
+            YaokiError: no space, an I/O error, or a value that cannot be saved; names the path. What
+                was committed before is untouched, and what was begun is removed if that is possible.
+        """
+        start_s = time.monotonic()
+        path = self.directory / directory_name(step)
+        unfinished = self.directory / unfinished_name(step)
+        saving = Saving(self._ranks, path, unfinished, snapshot, self._earlier_files())
+        try:
+            receipts = saving.write(source, self._blocks, poll, self._make_room)
+            give_name = partial(self._give_name, unfinished, path, step)
+            manifest, manifest_bytes = saving.finish(receipts, step, info, give_name)
+        finally:
+            if self._ranks.rank == 0 and unfinished.exists():
+                with contextlib.suppress(OSError):
+                    fs.remove_tree(unfinished)
+        saved = SavedCheckpoint(path, step, manifest.size_bytes, time.monotonic() - start_s)
+        return Committed(saved, manifest, manifest_bytes)
+
+    def read_back(self, committed: Committed, poll: Callable[[], None] = _never_stop) -> None:
+        """Read what was just committed, from the disk; only then may `prune` count on it.
+
+        Raises:
+            YaokiError: it is not what was written. It keeps its name, and a resume will pass it over.
+        """
+        path, ranks = committed.saved.path, self._ranks
+        own = committed.manifest.files_of(ranks.rank)
+        read = partial(read_back, path, committed.manifest_bytes, own, self._blocks, poll)
+        try:
+            together(ranks, read)
+        except CorruptCheckpointError as error:
+            # What was found whole earlier may lie on the same disk, or be the same file.
+            self._verified.clear()
+            self._newest_verified = None
+            raise YaokiError(
+                f"{path} does not read back as it was written: {error.message}",
+                hint="the disk or the memory is failing; a resume will take an earlier checkpoint",
+            ) from error
+        self._verified.add(path)
+        self._newest_verified = ValidCheckpoint(path, committed.manifest)
+
+    @cached_property
+    def _blocks(self) -> list[memoryview]:
+        """Kept from one save to the next: memory that is touched for the first time is slow."""
+        blocks = new_blocks()
+        pin(blocks)
+        return blocks
+
+    def _earlier_files(self) -> EarlierFiles | None:
+        newest = self._newest_verified
+        if newest is None:
+            return None
+        return EarlierFiles(newest.path, {file.name: file for file in newest.manifest.files})
+
+    def _make_room(self) -> None:
+        fs.make_directory(self.directory)
+        self.remove_leftovers()
+
+    def _give_name(self, unfinished: Path, path: Path, step: int) -> None:
+        self._verified.discard(path)
+        if self._newest_verified is not None and self._newest_verified.path == path:
+            self._newest_verified = None  # the name will stand for another one
+        if os.path.lexists(path):
+            fs.replace_durably(path, self._free_replaced_path(step))
+        fs.replace_durably(unfinished, path)
+
+    def _free_replaced_path(self, step: int) -> Path:
+        generations = [candidate.generation for candidate in self.candidates() if candidate.step == step]
+        return self.directory / replaced_name(step, max(generations) + 1)
+
+    def remove_leftovers(self) -> None:
+        """Unfinished and half-removed checkpoints of dead attempts; they only take up space."""
+        for path in sorted(self.directory.glob(f"*{fs.TRASH_SUFFIX}")):
+            if parse_directory(path.with_name(path.name.removesuffix(fs.TRASH_SUFFIX))) is not None:
+                fs.remove_tree(path)
+        for candidate in self.candidates():
+            if candidate.kind is Kind.UNFINISHED:
+                fs.remove_tree(candidate.path)

@@ -1,0 +1,135 @@
+"""What a tensor file looks like: safetensors, its header a function of the tensors in it.
+
+So a reader that knows the tensors from the manifest knows every byte of the header before it has read one,
+and has nothing to believe. It knows nothing of where the elements come from or go to.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from yaoki.checkpoint.io.snapshot import DTYPE_NAMES
+from yaoki.checkpoint.layout import STATE, file_rank, plain_child
+from yaoki.checkpoint.manifest import FileEntry, Manifest, ShardEntry, TensorEntry
+from yaoki.checkpoint.verify import check_size
+from yaoki.errors import CorruptCheckpointError
+
+ALIGNMENT_BYTES = 4096
+"""The header is padded so that the data starts at a multiple of this."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its elements, row by row."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def in_file_order(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
+    """Widest elements first, so that a tensor starts on a multiple of its element's size; then by name."""
+    return sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
+
+
+def header(tensors: Iterable[StoredTensor]) -> bytes:
+    """safetensors' header for tensors that follow one another without gaps, with padding to the boundary."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.num_bytes
+        entries[tensor.name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode("ascii")
+    padded = -(-(8 + len(text)) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES - 8
+    return padded.to_bytes(8, "little") + text.ljust(padded, b" ")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """Rows of a tensor in a file."""
+
+    tensor: StoredTensor
+    first_row: int
+    begin: int
+    """Where they begin, in bytes from the beginning of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """A file with tensors of one part."""
+
+    path: Path
+    entry: FileEntry
+    part: str
+    rank: int
+    """Who has written it."""
+    is_per_rank: bool
+    """The part is one that each rank has for itself."""
+    header: bytes
+    order: list[StoredRows]
+    """What follows the header, without gaps."""
+
+
+def tensor_files(directory: Path, manifest: Manifest, parts: Sequence[str]) -> list[TensorFile]:
+    """The files of some parts, in the order of the parts.
+
+    Raises:
+        CorruptCheckpointError: the manifest contradicts itself or the files' sizes.
+    """
+    by_file: dict[str, list[tuple[TensorEntry, ShardEntry]]] = {}
+    for tensor in manifest.tensors:
+        for shard in tensor.shards:
+            by_file.setdefault(shard.file, []).append((tensor, shard))
+    for file in manifest.files:
+        if file.name != STATE and file.name not in by_file:
+            raise CorruptCheckpointError(f"{plain_child(directory, file.name)}: no tensor lies in it")
+    found = []
+    for part in parts:
+        for file in manifest.files:
+            shards = [pair for pair in by_file.get(file.name, ()) if pair[0].part == part]
+            if shards:
+                found.append(_tensor_file(plain_child(directory, file.name), file, part, shards))
+    return found
+
+
+def _tensor_file(
+    path: Path, file: FileEntry, part: str, shards: Sequence[tuple[TensorEntry, ShardEntry]]
+) -> TensorFile:
+    dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+    first_rows = {}
+    for tensor, shard in shards:
+        if tensor.dtype not in dtypes:
+            raise CorruptCheckpointError(f"{path}: {tensor.name} has the unknown dtype {tensor.dtype!r}")
+        if tensor.rank not in (None, file_rank(file.name)):
+            raise CorruptCheckpointError(f"{path}: {tensor.name} belongs to rank {tensor.rank}")
+        if shard.shape[1:] != tensor.global_shape[1:] or tensor.name in first_rows:
+            raise CorruptCheckpointError(f"{path}: {tensor.name} is not stored by rows")
+        first_rows[tensor.name] = shard.offsets[0] if shard.offsets else 0
+    order = in_file_order(
+        StoredTensor(tensor.name, dtypes[tensor.dtype], shard.shape) for tensor, shard in shards
+    )
+    text = header(order)
+    rows, end = [], len(text)
+    for stored in order:
+        rows.append(StoredRows(stored, first_rows[stored.name], end))
+        end += stored.num_bytes
+    if end != file.size_bytes:
+        raise CorruptCheckpointError(
+            f"{path}: the tensors that the manifest lists need {end} bytes, "
+            f"it also says that the file has {file.size_bytes}"
+        )
+    check_size(path, file)
+    return TensorFile(path, file, part, file_rank(file.name), shards[0][0].rank is not None, text, rows)

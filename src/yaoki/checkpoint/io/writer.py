@@ -1,0 +1,203 @@
+"""Writes parts as files and gives a receipt for each: one rank's share of a checkpoint.
+
+Tensors are streamed: what a save adds to memory is a few blocks, however large the state. It knows nothing of
+steps, manifests on disk or commits.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from yaoki import fs
+from yaoki.checkpoint.chunks import chunk_bytes_of
+from yaoki.checkpoint.direct_io import DiskWriter
+from yaoki.checkpoint.io.frozen import TensorSource, pieces_of
+from yaoki.checkpoint.io.sharding import box_of, is_written, local
+from yaoki.checkpoint.io.snapshot import DTYPE_NAMES, PartState, Snapshot
+from yaoki.checkpoint.io.tensor_file import StoredTensor, header, in_file_order
+from yaoki.checkpoint.layout import STATE, part_file_name
+from yaoki.checkpoint.manifest import FileEntry, Scope, ShardEntry, TensorEntry
+from yaoki.errors import YaokiError
+from yaoki.strict_json import JSON, FormatError, encode_state
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof that a file is durable: what the manifest must say of it."""
+
+    file: FileEntry
+    tensors: tuple[TensorEntry, ...] = ()
+    """Of each only the shard that is in the file."""
+
+
+class PartFile:
+    """The tensor file of one part on one rank, as it will be."""
+
+    def __init__(self, part_name: str, part: PartState, rank: int, world_size: int) -> None:
+        self.name = part_file_name(part_name, rank, world_size)
+        self._part_name = part_name
+        self._part = part
+        self._world_size = world_size
+        self.rarely_changes = part.rarely_changes
+        self._owner = rank if part.scope is Scope.PER_RANK else None
+        self._aliases = part.aliases
+        self._tensors = {
+            name: tensor
+            for name, tensor in part.tensors.items()
+            if part.scope is Scope.PER_RANK or is_written(tensor, rank)
+        }
+        self._order = in_file_order(
+            StoredTensor(name, tensor.dtype, box_of(tensor).shape)
+            for name, tensor in self._tensors.items()
+            if name not in self._aliases
+        )
+        self.header = header(self._order)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+        return len(self.header) + sum(tensor.num_bytes for tensor in self._order)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """By how much of it at a time it is digested."""
+        return chunk_bytes_of(self.size_bytes * self._world_size)
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether there is anything to write; a rank may have no row of any tensor."""
+        return bool(self._tensors)
+
+    def pieces(self) -> list[torch.Tensor]:
+        """What follows the header, in this order."""
+        return [piece for tensor in self._order for piece in pieces_of(local(self._tensors[tensor.name]))]
+
+    def tensor_entries(self) -> tuple[TensorEntry, ...]:
+        """What the manifest says of the part's tensors."""
+        return tuple(self._tensor_entry(name, tensor) for name, tensor in self._tensors.items())
+
+    def _tensor_entry(self, name: str, tensor: torch.Tensor) -> TensorEntry:
+        box, alias_of = box_of(tensor), self._aliases.get(name)
+        shards = (ShardEntry(self.name, box.offsets, box.shape),) if alias_of is None else ()
+        dtype = DTYPE_NAMES[tensor.dtype]
+        return TensorEntry(self._part_name, name, self._owner, dtype, box.global_shape, shards, alias_of)
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierFiles:
+    """Files of a verified checkpoint, to which an unchanged part may be linked."""
+
+    directory: Path
+    by_name: Mapping[str, FileEntry]
+
+    def find(self, file: PartFile) -> FileEntry | None:
+        """What may hold the same bytes as `file`, if that is a part that rarely changes."""
+        found = self.by_name.get(file.name)
+        is_like_it = found is not None and found.size_bytes == file.size_bytes
+        return found if file.rarely_changes and is_like_it else None
+
+
+def plan(snapshot: Snapshot, rank: int, world_size: int) -> list[PartFile]:
+    """The tensor files of one rank, in the order of the parts; it may have nothing to write of a part."""
+    files = [PartFile(name, part, rank, world_size) for name, part in snapshot.parts.items() if part.tensors]
+    return [file for file in files if file.has_tensors]
+
+
+def write_parts(
+    directory: Path,
+    files: list[PartFile],
+    source: TensorSource,
+    disk: DiskWriter,
+    earlier: EarlierFiles | None,
+) -> list[Receipt]:
+    """Write all tensor files to `directory`; one that rarely changes, and has not, is linked instead.
+
+    Durable after it: the files' bytes, not yet their names. `source` has each file's pieces under its name.
+
+    Raises:
+        OSError: with the path.
+    """
+    receipts = []
+    for file in files:
+        entry = None if earlier is None else _link(directory, file, source, disk, earlier)
+        entry = entry or _write(directory, file, source, disk)
+        receipts.append(Receipt(entry, file.tensor_entries()))
+    disk.wait()
+    return receipts
+
+
+def _write(directory: Path, file: PartFile, source: TensorSource, disk: DiskWriter) -> FileEntry:
+    stream = disk.begin_file(directory / file.name, file.chunk_bytes)
+    stream.put(file.header)
+    source.take(file.name, stream)
+    entry = stream.finish(file.name)
+    disk.end_file()
+    return entry
+
+
+def _link(
+    directory: Path, file: PartFile, source: TensorSource, disk: DiskWriter, earlier: EarlierFiles
+) -> FileEntry | None:
+    """Link the file to the earlier one if that has the same bytes; None if it must be written."""
+    before = earlier.find(file)
+    if before is None:
+        return None
+    digester = disk.digester(before.chunk_bytes)
+    digester.put(file.header)
+    source.read(file.name, digester)
+    if digester.finish(file.name) != before:
+        return None
+    try:
+        fs.link(earlier.directory / file.name, directory / file.name)
+    except OSError:  # another file system, too many links, no links at all: a copy is as good
+        return None
+    source.forget(file.name)
+    return before
+
+
+def state_of_rank(snapshot: Snapshot) -> dict[str, JSON]:
+    """The JSON of the parts that each rank has for itself, by name.
+
+    Raises:
+        YaokiError: a value would come back from JSON as another one.
+    """
+    return _json_of(snapshot, {Scope.PER_RANK})
+
+
+def write_state(directory: Path, snapshot: Snapshot, of_ranks: Sequence[JSON]) -> Receipt:
+    """Write the JSON of all parts: `{"shared": {part: value}, "per_rank": [{part: value}, ...]}`.
+
+    Durable after it: the file's bytes, not yet its name. `of_ranks`: what `state_of_rank` gives on each.
+
+    Raises:
+        YaokiError: a value would come back from JSON as another one.
+        OSError: with the path.
+    """
+    shared = _json_of(snapshot, {Scope.SHARDED, Scope.GLOBAL})
+    data = encode_state({"shared": shared, "per_rank": list(of_ranks)})
+    fs.write_file_durably(directory / STATE, data)
+    return Receipt(FileEntry.of(STATE, data))
+
+
+def _json_of(snapshot: Snapshot, scopes: Collection[Scope]) -> dict[str, JSON]:
+    found: dict[str, JSON] = {}
+    for name, part in snapshot.parts.items():
+        if part.json is not None and part.scope in scopes:
+            try:
+                encode_state(part.json)
+            except FormatError as error:
+                raise YaokiError(f"the state of part {name!r} {error}") from error
+            found[name] = part.json
+    return found
+
+
+def merged(entries: Iterable[TensorEntry]) -> tuple[TensorEntry, ...]:
+    """One entry for each tensor, with the shards of all ranks; in the order of their first mention."""
+    by_tensor: dict[tuple[str, int | None, str], TensorEntry] = {}
+    for entry in entries:
+        key = (entry.part, entry.rank, entry.name)
+        known = by_tensor.get(key)
+        by_tensor[key] = entry if known is None else replace(known, shards=known.shards + entry.shards)
+    return tuple(by_tensor.values())

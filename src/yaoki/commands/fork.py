@@ -1,0 +1,102 @@
+"""A new run that goes on from a checkpoint of another: `yaoki fork`. No torch in here.
+
+The new directory is made beside its name and renamed to it, so it is there whole or not at all. It does not
+depend on its parent: the checkpoint's files are hard links, or copies on another disk, and the parent may
+be pruned or removed. Knows nothing of how a step is trained: one without a checkpoint is restored first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from yaoki import fs
+from yaoki.checkpoint.catalog import take_over
+from yaoki.checkpoint.layout import directory_name
+from yaoki.checkpoint.manifest import Manifest
+from yaoki.checkpoint.verify import verify
+from yaoki.commands.checkpoints import find_checkpoint, rows_of
+from yaoki.config.load import with_overrides
+from yaoki.errors import RefusedError
+from yaoki.fs import copy_tree
+from yaoki.runs.directory import RunDirectory
+from yaoki.runs.lineage import Parent, changes_of_path
+
+
+def _nothing_to_do() -> None:
+    """Where only a checkpoint that is there will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A run that was made from another."""
+
+    directory: RunDirectory
+    parent: Parent
+    is_linked: bool
+    """The checkpoint's files are hard links; otherwise copies."""
+
+
+def fork(
+    source: RunDirectory,
+    step: int,
+    target: RunDirectory,
+    overrides: Sequence[str],
+    restore: Callable[[], object] = _nothing_to_do,
+) -> Fork:
+    """Make `target` a run that goes on from `step`, with some settings changed.
+
+    Args:
+        restore: called where there is no checkpoint of `step`; it may make one.
+
+    Raises:
+        NothingThereError: there is no such run, or no checkpoint of `step`.
+        RefusedError: `target` holds something, or the saved state does not fit the changed settings.
+        UsageError: an override makes no sense.
+        CorruptCheckpointError: the checkpoint, or the rows of metrics.jsonl that belong to it, are damaged.
+    """
+    source.require_run()
+    _require_free(target.path)
+    before = source.stored_config()
+    # A URL is for one run.
+    config = with_overrides(before, ['run.storage=""', *overrides])
+    changes = changes_of_path(before, config)
+    if not (source.checkpoints / directory_name(step)).is_dir():
+        restore()
+    checkpoint = find_checkpoint(source, step)
+    parent = _parent(source, checkpoint.manifest, changes)
+    making = RunDirectory(target.path.with_name(target.path.name + ".tmp"))
+    if making.path.exists():
+        fs.remove_tree(making.path)
+    try:
+        making.create(config, name=target.path.name, parent=parent)
+        copy_tree(source.model, making.model)
+        is_linked = take_over(checkpoint, making.checkpoints)
+        if not is_linked:
+            verify(making.checkpoints / directory_name(step))
+        fs.publish(making.metrics_path, rows_of(source, checkpoint))
+        making.mark_saved()
+        fs.replace_durably(making.path, target.path)
+    finally:
+        if making.path.exists():
+            fs.remove_tree(making.path)
+    return Fork(target, parent, is_linked)
+
+
+def _require_free(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RefusedError(f"{path} is in the way", hint="name a new directory with --to")
+
+
+def _parent(source: RunDirectory, manifest: Manifest, changes: tuple[str, ...]) -> Parent:
+    """What the new run says of its origin. A fork of a fork may take over what its parent had taken over."""
+    grandparent = source.parent
+    if grandparent is not None and grandparent.gave(manifest):
+        changes = (*grandparent.changes, *(name for name in changes if name not in grandparent.changes))
+    return Parent(
+        run_id=manifest.run_id,
+        path=str(source.path.absolute()),
+        step=manifest.step,
+        config_digest=manifest.config_digest,
+        dataset_digest=manifest.dataset_digest,
+        changes=changes,
+    )

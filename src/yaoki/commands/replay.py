@@ -1,0 +1,145 @@
+"""Any step as a checkpoint, saved or not: the nearest earlier one, and the steps after it out of the journal.
+
+The steps are done again in a directory of their own, beside the run's, and what comes out is moved into
+the run's checkpoints. Every one is held to what the run recorded of it. Nothing is sampled.
+"""
+
+from pathlib import Path
+
+from yaoki import fs
+from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint, take_over
+from yaoki.checkpoint.layout import Kind, directory_name
+from yaoki.checkpoint.pins import Pins
+from yaoki.checkpoint.verify import verify
+from yaoki.config.schema import Config
+from yaoki.errors import CorruptCheckpointError, DivergenceError, NothingThereError, UsageError
+from yaoki.fs import copy_file, copy_tree, link_files
+from yaoki.journal.layout import step_name
+from yaoki.journal.metrics import read_metrics
+from yaoki.runs.directory import RunDirectory
+from yaoki.train.console import Console
+from yaoki.train.session import train
+
+_RECORDS = ("run.json", "start.json", "attempts.jsonl", "metrics.jsonl")
+"""What the steps that are done again are held to, and what makes the scratch directory the same run."""
+
+
+def restore_step(directory: RunDirectory, step: int, console: Console) -> Path:
+    """The checkpoint of `step`, made if there is none or a damaged one, and pinned as `restored-STEP`.
+
+    Raises:
+        NothingThereError: the run has not come that far, or the journal lacks rollouts that are needed.
+        RefusedError: the run is training.
+        DivergenceError: a step came out with other bits than the run recorded.
+    """
+    directory.require_run()
+    if step < 0:
+        raise UsageError(f"there is no step {step}", hint="steps count from 0, the state before the first")
+    path = directory.checkpoints / directory_name(step)
+    with directory.lock():
+        if not _is_whole(path):
+            base = _base(directory, step)
+            _restore(directory, base, step, console)
+        verify(path)
+        Pins(directory.checkpoints).set(f"restored-{step}", step)
+    return path
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except CorruptCheckpointError:
+        return False
+    return True
+
+
+def _base(directory: RunDirectory, step: int) -> ValidCheckpoint | None:
+    """The newest valid checkpoint before `step`; None where step 0 is the nearest."""
+    for candidate in Catalog(directory.checkpoints).candidates():
+        if candidate.kind is not Kind.UNFINISHED and candidate.step < step:
+            try:
+                return ValidCheckpoint(candidate.path, verify(candidate.path))
+            except CorruptCheckpointError:
+                continue
+    return None
+
+
+def _restore(directory: RunDirectory, base: ValidCheckpoint | None, step: int, console: Console) -> None:
+    _require_recorded(directory, step)
+    first = 0 if base is None else base.manifest.step
+    missing = [n for n in range(first + 1, step + 1) if not (directory.rollouts / step_name(n)).is_dir()]
+    if missing:
+        raise NothingThereError(
+            f"step {step} cannot be restored: the nearest checkpoint before it is of step {first}, and the "
+            f"journal has no rollouts of step {missing[0]}",
+            hint="`yaoki checkpoints list` shows which steps are there; journal.keep=all keeps every step "
+            "restorable",
+        )
+    scratch = RunDirectory(directory.restoring)
+    if scratch.path.exists():
+        fs.remove_tree(scratch.path)
+    try:
+        _prepare(directory, base, range(first + 1, step + 1), scratch)
+        config = _config(directory.stored_config(), step)
+        scratch.store_config(_config(directory.stored_config(), max(step, 1)))  # a config has no step 0
+        whence = "the config" if base is None else base.path.name
+        console.note(f"restoring step {step} of {directory.path} from {whence} and the journal")
+        train(scratch, config, console, replay_only=True)
+        _require_same_rows(directory, scratch, step)
+        fs.make_directory(directory.checkpoints)
+        name = directory_name(step)
+        if (directory.checkpoints / name).exists():
+            fs.remove_tree(directory.checkpoints / name)  # it is there, but damaged
+        fs.replace_durably(scratch.checkpoints / name, directory.checkpoints / name)
+    finally:
+        if scratch.path.exists():
+            fs.remove_tree(scratch.path)
+
+
+def _require_recorded(directory: RunDirectory, step: int) -> None:
+    last = max((row["step"] for row in read_metrics(directory.metrics_path)), default=0)
+    if step > last:
+        raise NothingThereError(
+            f"{directory.path} has no row of step {step}, its last one is of step {last}",
+            hint="resume the run: it does what is in the journal again",
+        )
+
+
+def _require_same_rows(directory: RunDirectory, scratch: RunDirectory, step: int) -> None:
+    """A checkpoint whose rows are not those of the run could not be gone on from."""
+    rows = scratch.metrics_path.read_bytes()
+    if not directory.metrics_path.read_bytes().startswith(rows):
+        raise DivergenceError(
+            f"step {step} came out, but not as the run's rows say: they were made in another environment",
+            hint="a step is restored by one worker, with the run's config and on a machine like the run's",
+        )
+
+
+def _config(config: Config, step: int) -> Config:
+    """The same trajectory, up to `step` and no further, with nothing left elsewhere."""
+    changes = {
+        "run": config.run.model_copy(update={"storage": "", "max_seconds": 0.0}),
+        "train": config.train.model_copy(update={"steps": step}),
+        "checkpoint": config.checkpoint.model_copy(update={"every_steps": 0}),
+        "journal": config.journal.model_copy(update={"enabled": True, "keep": "all"}),
+    }
+    return config.model_copy(update=changes)
+
+
+def _prepare(
+    directory: RunDirectory, base: ValidCheckpoint | None, steps: range, scratch: RunDirectory
+) -> None:
+    """A run of the same id that stands at `base` and has what the run recorded of the steps after it."""
+    fs.make_directory(scratch.path)
+    copy_tree(directory.model, scratch.model)
+    for name in _RECORDS:
+        if (directory.path / name).is_file():
+            copy_file(directory.path / name, scratch.path / name)
+    if base is not None:
+        take_over(base, scratch.checkpoints)
+    for step in steps:
+        link_files(directory.rollouts / step_name(step), scratch.rollouts / step_name(step))
+    for record in sorted(directory.path.glob("attempts/*/superseded.jsonl")):
+        target = scratch.path / record.relative_to(directory.path)
+        fs.make_directory(target.parent)
+        copy_file(record, target)

@@ -1,0 +1,1 @@
+"""Task families whose tasks are generated from a seed."""

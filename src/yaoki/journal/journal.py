@@ -1,0 +1,170 @@
+"""The write-ahead log of rollouts: what was sampled is on disk before it is trained on, and is found again.
+
+    rollouts/step-00000124/rank-000-part-00007-<digest>.parquet     see segments.py
+    quarantine/step-00000124/...                                    parts that could not be used, and why
+
+Steps are counted as in metrics.jsonl: the rollouts of step N lead from policy N-1 to N. Knows nothing of
+engines or training, nor of which rollouts make a step complete.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from yaoki import fs
+from yaoki.journal.columns import Sample
+from yaoki.journal.group_commit import Batch, GroupCommit
+from yaoki.journal.layout import UNFINISHED_SUFFIX, names_in, part_names, step_name
+from yaoki.journal.recovery import Refusal, StepContents, Wanted, read_step_for, set_aside
+from yaoki.journal.retention import prune_steps
+from yaoki.journal.segments import JournalIdentity, encode_part
+from yaoki.types import Prompt, Rollout
+
+__all__ = ["JournalIdentity", "Refusal", "RolloutJournal", "Sample"]
+
+_MAX_PART_TOKENS = 1 << 22
+"""A part ends with the micro-batch that reaches this, so that no part is too large to be read back."""
+
+
+class RolloutJournal:
+    """The journal of one process of a run; a context manager, since a thread writes in the background.
+
+    Leaving the block writes what still waits. A failure to do so is raised, unless another error is on its
+    way; call `sync` first where it matters.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        identity: JournalIdentity,
+        *,
+        flush_seconds: float,
+        flush_rollouts: int,
+        num_ranks: int = 1,
+    ) -> None:
+        """`directory`: the run's `rollouts/`. Rollouts wait for `flush_seconds` at most, or for so many."""
+        self._directory = directory
+        self._num_ranks = num_ranks
+        self._identity = identity
+        self._commits = GroupCommit(self._write, flush_seconds=flush_seconds, flush_rollouts=flush_rollouts)
+        self._step = 0
+        self._policy_version = 0
+        self._next_number = 0
+        self._contents = StepContents()
+        self._refusals: list[Refusal] = []
+
+    def __enter__(self) -> "RolloutJournal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._commits.close()
+        if error is None:
+            self._commits.raise_failure()
+
+    def open_step(
+        self,
+        step: int,
+        policy_version: int,
+        prompts: Sequence[Prompt],
+        wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Turn to a step: read what there is of it, by all ranks and attempts, and set aside what is no use.
+
+        `wait` returns when all ranks have read, so that all have found the same. Beginnings of parts that a
+        dead attempt left are removed. Raises YaokiError for what cannot be read.
+        """
+        self.sync()
+        self._step, self._policy_version = step, policy_version
+        directory, quarantine = self._step_directory(), self._quarantine()
+        # What a dead process has named counts, so it must stay; what it has moved must be there before it is
+        # gone here.
+        for place in (quarantine, directory):
+            if place.is_dir():
+                fs.fsync_directory(place)
+        self._contents = read_step_for(directory, Wanted(self._identity, step, policy_version, prompts))
+        wait()
+        if self._identity.rank == 0:  # every rank refuses the same; one of them moves it away
+            self._refusals += [set_aside(refusal, quarantine) for refusal in self._contents.refused]
+            self._refusals += self._strangers(directory)
+        self._next_number = self._clean_and_number(directory, quarantine)
+
+    def find(self, places: Sequence[tuple[int, int]]) -> list[Sample] | None:
+        """What the journal held, when the step was opened, of one micro-batch of (prompt index, sample).
+
+        None unless it is there in full: half a micro-batch is never kept.
+        """
+        return self._contents.find(places)
+
+    def append(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Take over one finished micro-batch of the open step; durable after `sync`, or a little later.
+
+        Raises YaokiError if earlier ones could not be written.
+        """
+        assert step == self._step
+        assert all(rollout.policy_version == self._policy_version for rollout in rollouts)
+        self._commits.append(rollouts)
+
+    def sync(self) -> None:
+        """Return when everything appended is durable; YaokiError if it cannot be made so."""
+        self._commits.sync()
+
+    def take_quarantined(self) -> list[Refusal]:
+        """What was set aside, or left alone because it is no part, since last asked."""
+        refusals, self._refusals = self._refusals, []
+        return refusals
+
+    def prune(self, oldest_checkpoint_step: int, keep: str) -> list[Path]:
+        """Remove the steps up to the oldest retained checkpoint's, save those that `journal.keep` wants.
+
+        Returns what was removed. Any thread may call this.
+        """
+        return prune_steps(self._directory, oldest_checkpoint_step, keep)
+
+    def _write(self, batches: list[Batch]) -> None:
+        """In the background: all of it durable, in as few parts as it fits in."""
+        directory = self._step_directory()
+        fs.make_directory(directory)
+        for rollouts in _groups(batches):
+            name, data = encode_part(rollouts, self._identity, self._step, self._next_number)
+            self._next_number += 1
+            fs.publish(directory / str(name), memoryview(data))
+
+    def _clean_and_number(self, directory: Path, quarantine: Path) -> int:
+        """Remove unfinished parts of this rank (the first one: of dead ranks too); an unused number."""
+        numbers = [0]
+        for place in (directory, quarantine):
+            for name in part_names(place):
+                is_ours = name.rank == self._identity.rank
+                if not is_ours and not (self._identity.rank == 0 and name.rank >= self._num_ranks):
+                    continue
+                numbers.append(name.number)
+                if place == directory and name.suffix == UNFINISHED_SUFFIX:
+                    fs.remove_file(place / str(name))
+        return max(numbers) + 1
+
+    def _strangers(self, directory: Path) -> list[Refusal]:
+        ours = {str(name) for name in part_names(directory) if name.suffix in ("", UNFINISHED_SUFFIX)}
+        reason = "left alone: no part of the journal has such a name"
+        return [Refusal(directory / name, reason) for name in names_in(directory) if name not in ours]
+
+    def _step_directory(self) -> Path:
+        return self._directory / step_name(self._step)
+
+    def _quarantine(self) -> Path:
+        return self._directory.parent / "quarantine" / step_name(self._step)
+
+
+def _groups(batches: Sequence[Batch]) -> Iterator[list[Rollout]]:
+    """Whole micro-batches together, as many as go into one part."""
+    group: list[Rollout] = []
+    num_tokens = 0
+    for batch in batches:
+        group += batch
+        num_tokens += sum(len(rollout.completion.token_ids) for rollout in batch)
+        if num_tokens >= _MAX_PART_TOKENS:
+            yield group
+            group, num_tokens = [], 0
+    if group:
+        yield group

@@ -1,0 +1,166 @@
+"""What the parts of one step hold together, and which of them count. Changes no file.
+
+All parts of all ranks and attempts are looked at, in the order (attempt, rank, number), so it depends on
+their content alone which of two that contradict each other counts.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from yaoki import fs
+from yaoki.journal.columns import Sample, SampleRows
+from yaoki.journal.layout import part_names
+from yaoki.journal.segments import JournalIdentity, Part, PartRefused, read_part
+from yaoki.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A file that does not count, and why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the parts of a step must be of."""
+
+    identity: JournalIdentity
+    step: int
+    policy_version: int
+    prompts: Sequence[Prompt]
+
+
+@dataclass(slots=True)
+class StepContents:
+    """The rollouts of a step that count, each once."""
+
+    refused: list[Refusal] = field(default_factory=list)
+    """Parts that do not count."""
+    _rows: dict[tuple[int, int], tuple[Path, SampleRows, int]] = field(default_factory=dict)
+
+    def find(self, places: Sequence[tuple[int, int]]) -> list[Sample] | None:
+        """The samples at these (prompt, sample), or None if one of them is missing."""
+        found = [self._rows.get(place) for place in places]
+        rows = [entry for entry in found if entry is not None]
+        return [rows.sample(row) for _, rows, row in rows] if len(rows) == len(found) else None
+
+    def add(self, path: Path, rows: SampleRows) -> None:
+        """Take over what is new; PartRefused if nothing is, or if it contradicts what is there."""
+        new: dict[tuple[int, int], tuple[Path, SampleRows, int]] = {}
+        other = path
+        for row in range(len(rows)):
+            held = self._rows.get(rows.place(row))
+            if held is None:
+                new[rows.place(row)] = (path, rows, row)
+                continue
+            other, other_rows, other_row = held
+            if other_rows.content(other_row) != rows.content(row):
+                raise PartRefused(
+                    f"it holds another completion of prompt {rows.prompts[row]}, sample {rows.samples[row]} "
+                    f"than {other.name}, which came first"
+                )
+        if not new:
+            raise PartRefused(f"duplicate: {other.name} holds the same")
+        self._rows |= new
+
+
+def read_parts(directory: Path, columns: Sequence[str] | None = None) -> tuple[list[Part], list[Refusal]]:
+    """All verified parts of a step's directory, first those that count first; and those that are refused."""
+    parts: list[Part] = []
+    refused: list[Refusal] = []
+    for path in [directory / str(name) for name in part_names(directory) if not name.suffix]:
+        try:
+            parts.append(read_part(path, columns))
+        except PartRefused as reason:
+            refused.append(Refusal(path, str(reason)))
+        except FileNotFoundError:
+            continue  # another rank has set it aside in the meantime
+    return sorted(parts, key=_rank_order), refused
+
+
+def read_step_for(directory: Path, wanted: Wanted) -> StepContents:
+    """What counts for a resume of the step; files that only look similar to parts are passed over."""
+    parts, refused = read_parts(directory)
+    contents = StepContents(refused)
+    for part in parts:
+        try:
+            _require_header(part, wanted)
+            rows = _rows(part)
+            _require_prompts(rows, wanted.prompts)
+            contents.add(part.path, rows)
+        except PartRefused as reason:
+            contents.refused.append(Refusal(part.path, str(reason)))
+    return contents
+
+
+def _rank_order(part: Part) -> tuple[int, int, str]:
+    return part.header.attempt, part.header.rank, part.path.name
+
+
+def _require_header(part: Part, wanted: Wanted) -> None:
+    header = part.header
+    for what, found, right in (
+        ("run", header.run_id, wanted.identity.run_id),
+        ("config digest", header.config_digest, wanted.identity.config_digest),
+        ("step", header.step, wanted.step),
+        ("policy version", header.policy_version, wanted.policy_version),
+    ):
+        if found != right:
+            raise PartRefused(f"it is of {what} {found}, not {right}")
+
+
+def _rows(part: Part) -> SampleRows:
+    """The part's rows, which must be what its header says."""
+    for name in ("step", "policy_version", "attempt"):
+        said = getattr(part.header, name)
+        if not np.all(part.table[name].to_numpy() == said):
+            raise PartRefused(f"a row is not of {name} {said}, as its metadata says")
+    try:
+        return SampleRows(part.table)
+    except ValueError as error:
+        raise PartRefused(f"a row that no rollout has: {error}") from error
+
+
+def _require_prompts(rows: SampleRows, prompts: Sequence[Prompt]) -> None:
+    """Each row must belong to the prompt that the step has at its index."""
+    for row in range(len(rows)):
+        index, sample = rows.place(row)
+        if not 0 <= index < len(prompts) or sample < 0:
+            raise PartRefused(f"there is no prompt {index}, sample {sample} among {len(prompts)} prompts")
+        prompt = prompts[index]
+        if rows.task_uids[row] != prompt.task.uid:
+            raise PartRefused(
+                f"prompt {index} of the step is of task {prompt.task.uid}, not {rows.task_uids[row]}"
+            )
+        if not np.array_equal(rows.prompt_ids[row], prompt.token_ids):
+            raise PartRefused(f"prompt {index} of the step has other token ids")
+
+
+def set_aside(refusal: Refusal, directory: Path) -> Refusal:
+    """Move the file into `directory`, with `<name>.reason.txt` beside it; says where it is now.
+
+    Durable on return. After a crash in between, the file is where it was and will be refused again.
+    """
+    fs.make_directory(directory)
+    target = _free_name(directory, refusal.path.name)
+    fs.publish(target.with_name(target.name + ".reason.txt"), f"{refusal}\n".encode("utf-8", "replace"))
+    fs.replace_durably(refusal.path, target)
+    return Refusal(target, refusal.reason)
+
+
+def _free_name(directory: Path, name: str) -> Path:
+    """`name`, or with a number where one of that name is there already."""
+    target, count = directory / name, 1
+    while os.path.lexists(target):
+        count += 1
+        target = directory / f"{name}.{count}"
+    return target

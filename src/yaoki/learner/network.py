@@ -1,0 +1,133 @@
+"""A network together with what trains it: AdamW, its schedule, its gradient norm.
+
+Everything that changes while training is in `weights()`, `moments()` and `num_batches`.
+Knows nothing of losses or files.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from yaoki.config.networks import NetworkConfig
+from yaoki.errors import CorruptCheckpointError
+from yaoki.learner.shard import whole
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""AdamW's state of one parameter, by torch's own names."""
+
+
+@dataclass(frozen=True, slots=True)
+class LRSchedule:
+    """Learning rate as a pure function of how many batches a network has been trained on."""
+
+    peak: float
+    kind: Literal["constant", "linear"]
+    warmup_steps: int
+    decay_steps: int
+    floor: float
+
+    def lr(self, num_batches: int) -> float:
+        """The rate for the batch that follows `num_batches` trained ones."""
+        if num_batches < self.warmup_steps:
+            return self.peak * (num_batches + 1) / self.warmup_steps
+        if self.kind == "constant":
+            return self.peak
+        done = (num_batches - self.warmup_steps) / (self.decay_steps - self.warmup_steps)
+        return max(self.floor, self.peak + (self.floor - self.peak) * min(done, 1.0))
+
+
+class TrainedNetwork:
+    """One network that learns: policy or critic."""
+
+    def __init__(self, model: PreTrainedModel, config: NetworkConfig) -> None:
+        self.model = model
+        self.schedule = LRSchedule(
+            config.lr, config.schedule, config.warmup_steps, config.decay_steps, config.min_lr
+        )
+        self.num_batches = 0
+        self._max_grad_norm = config.max_grad_norm
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the coming batch."""
+        return self.schedule.lr(self.num_batches)
+
+    def clip_gradients(self) -> float:
+        """Scale the gradients that are there down to the maximal norm; returns their norm before that."""
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)))
+
+    def step(self) -> None:
+        """One optimizer step with the gradients that are there."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.lr
+        self._optimizer.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients that are there."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def move(self, moved: Callable[[Tensor], Tensor]) -> None:
+        """Put every weight and moment where `moved` puts it; who referred to them keeps what they were."""
+        self.model._apply(moved)
+        for state in self._optimizer.state.values():
+            state |= {moment: moved(state[moment]) for moment in ("exp_avg", "exp_avg_sq")}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The live weights by name; tied ones share their storage."""
+        return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's live state as `<moment>/<parameter>`; empty before the first step."""
+        return {
+            f"{moment}/{self._names[parameter]}": state[moment]
+            for parameter, state in self._optimizer.state.items()
+            for moment in _MOMENTS
+        }
+
+    def make_moments(self) -> None:
+        """Moments as AdamW makes them in its first step, for saved ones to be read into."""
+        for parameter in self._names:
+            self._optimizer.state[parameter] = {
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+                "step": torch.tensor(0.0),
+            }
+
+    def restore_moments(self, saved: Mapping[str, Tensor]) -> None:
+        """Take over what `moments` gave; what was read straight into them is there already.
+
+        Raises CorruptCheckpointError when a moment is missing, left over or of another shape.
+        """
+        expected = {f"{moment}/{name}" for name in self._names.values() for moment in _MOMENTS}
+        if saved and saved.keys() != expected:
+            odd = sorted(saved.keys() ^ expected)
+            raise CorruptCheckpointError(f"optimizer moments missing or left over: {', '.join(odd[:5])}")
+        if not saved:
+            self._optimizer.state.clear()
+            return
+        if not self._optimizer.state:
+            self.make_moments()
+        live = self.moments()
+        for name in expected:
+            if (saved[name].shape, saved[name].dtype) != (live[name].shape, live[name].dtype):
+                raise CorruptCheckpointError(
+                    f"the moment {name} is {tuple(saved[name].shape)} {saved[name].dtype}, "
+                    f"it should be {tuple(live[name].shape)} {live[name].dtype}"
+                )
+        with torch.no_grad():
+            for name in expected:
+                if live[name] is not saved[name]:
+                    live[name].copy_(saved[name])

@@ -1,0 +1,158 @@
+"""What ranks that write or read one checkpoint together tell one another. No torch.
+
+It knows nothing of how messages travel, nor of what a checkpoint is.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Protocol, TypeVar, cast
+
+from torch._C._distributed_c10d import Store
+
+from yaoki.errors import CorruptCheckpointError, PeerLostError, StopRequested, YaokiError
+from yaoki.ranks.world import World, peers_expected
+from yaoki.strict_json import JSON, encode, parse
+
+T = TypeVar("T")
+
+
+class GivenUp(Exception):
+    """Nobody waits any more for what is being done."""
+
+
+class Ranks(Protocol):
+    """Messages between all ranks; all make the same calls, in the same order, from one thread each."""
+
+    rank: int
+    size: int
+
+    def gather(self, message: bytes) -> list[bytes]:
+        """What every rank says, in the order of the ranks."""
+        ...
+
+
+class OneRank:
+    """A rank alone."""
+
+    rank = 0
+    size = 1
+
+    def gather(self, message: bytes) -> list[bytes]:
+        return [message]
+
+
+def shared(ranks: Ranks, value: T) -> list[T]:
+    """The values of all ranks, in their order; each of what JSON carries."""
+    return [cast(T, parse(message)) for message in ranks.gather(encode(value))]
+
+
+def together(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Do a piece of work on every rank; it has succeeded on all, or fails on all.
+
+    Raises:
+        what `work` raises here; or GivenUp, StopRequested, CorruptCheckpointError, as on the first rank where
+            it failed, and PeerLostError for what else that one raised, with its number.
+    """
+    failure: Exception | None = None
+    try:
+        done = work()
+    except PeerLostError:
+        raise  # there is nobody to hear of it: to tell would be to wait once more
+    except (YaokiError, OSError, GivenUp, StopRequested) as error:
+        failure = error
+    reports = shared(ranks, None if failure is None else _report(failure))
+    if failure is not None:
+        raise failure
+    for rank, report in enumerate(reports):
+        if report is not None:
+            raise _error(rank, report)
+    return done
+
+
+def _report(failure: Exception) -> JSON:
+    message = failure.message if isinstance(failure, YaokiError) else str(failure)
+    hint = failure.hint if isinstance(failure, YaokiError) else None
+    kinds = (GivenUp, StopRequested, CorruptCheckpointError)
+    kind = next((kind.__name__ for kind in kinds if isinstance(failure, kind)), None)
+    return {"kind": kind, "message": message, "hint": hint}
+
+
+def _error(rank: int, report: JSON) -> Exception:
+    match report:
+        case {"kind": "StopRequested", "message": str(reason)}:
+            return StopRequested(reason)
+        case {"kind": "CorruptCheckpointError" | None as kind, "message": str(message), "hint": hint}:
+            error = PeerLostError if kind is None else CorruptCheckpointError
+            return error(f"worker {rank}: {message}", hint=hint if isinstance(hint, str) else None)
+    return GivenUp()
+
+
+_BEATS = "yaoki/beats"
+_DONE = "yaoki/done"
+_BEAT_S = 1.0
+_LONGEST_SILENCE_S = 60.0
+
+
+def while_first_works(world: World, work: Callable[[], T]) -> T | None:
+    """`work` on the first rank, which returns or raises what it does; the others wait for the end of it.
+
+    All ranks call this together, on the thread that trains. PeerLostError on the others if the first one has
+    been silent for a minute, or for the timeout of its collectives if that is less.
+    """
+    turn = next(world.turns)
+    if world.store is None:
+        return work()
+    if world.is_first:
+        with _beating(world.store):
+            return work()
+    with peers_expected():
+        _wait(world.store, turn, min(_LONGEST_SILENCE_S, world.timeout_s))
+    return None
+
+
+@contextmanager
+def _beating(store: Store) -> Iterator[None]:
+    ended = Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_S):
+            store.add(_BEATS, 1)
+
+    thread = Thread(target=beat, name="alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        store.add(_DONE, 1)
+
+
+def _wait(store: Store, turn: int, longest_silence_s: float) -> None:
+    last, heard_at = -1, time.monotonic()
+    while store.add(_DONE, 0) < turn:
+        if (beats := store.add(_BEATS, 0)) != last:
+            last, heard_at = beats, time.monotonic()
+        silence_s = time.monotonic() - heard_at
+        if silence_s > longest_silence_s:
+            raise PeerLostError(
+                f"worker 0, for whose work this one waits, has not been heard of for {silence_s:.0f} s",
+                hint="see what it was doing, then start the run again: it goes on from what is on disk",
+            )
+        time.sleep(min(0.1, longest_silence_s / 10))
+
+
+def unless_stopped(work: Callable[[], T], any_reason: Callable[[str | None], str | None]) -> T:
+    """What `work` returns; StopRequested if it was stopped on any rank.
+
+    any_reason: takes the reason why this rank stops, or None, and gives one that some rank has.
+    """
+    try:
+        done, own_reason = work(), None
+    except StopRequested as stop:
+        own_reason = str(stop)
+    if (reason := any_reason(own_reason)) is not None:
+        raise StopRequested(reason)
+    return done

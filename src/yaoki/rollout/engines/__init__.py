@@ -1,0 +1,1 @@
+"""The engines: transformers, vLLM, and a scripted one for tests."""

@@ -1,1 +1,0 @@
-"""One run from start to end, over any number of attempts: where all the other rooms meet."""

@@ -1,0 +1,1 @@
+"""The training process: from the lock to the last step."""

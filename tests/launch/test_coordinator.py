@@ -1,0 +1,120 @@
+"""What is tried again, and what ends a run on a cluster."""
+
+import pytest
+
+from yaoki.launch.coordinator import MAX_IDLE_GROUPS, Desk, Ending
+from yaoki.launch.process import Follower, last_words
+
+KILLED = Ending(1, -9, "")
+LOST = Ending(0, 6, "error: another worker of this run is gone")
+FINISHED = Ending(0, 0, "")
+STOPPED = Ending(0, 75, "")
+REFUSED = Ending(0, 3, "error: this run cannot go on with a changed config")
+UNFORESEEN = Ending(1, 1, "Traceback (most recent call last):\nZeroDivisionError: on purpose")
+
+
+@pytest.mark.parametrize("ending", [KILLED, LOST, UNFORESEEN])
+def test_what_may_not_happen_again_is_tried_again(ending: Ending) -> None:
+    desk = Desk()
+    assert not desk.begin(2, 0)
+    assert desk.ended(ending)
+    assert desk.begin(1, 0)
+    assert desk.orders() == (False, False)
+    assert desk.ending() is None
+    assert desk.news(1) == ["starting again with 1 worker"]
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4, 5])
+def test_an_error_that_a_worker_can_name_is_the_end(code: int) -> None:
+    desk = Desk()
+    desk.begin(2, 0)
+    failure = Ending(1, code, "error: on purpose")
+    assert not desk.ended(failure)
+    assert desk.orders() == (False, True)
+    assert not desk.ended(LOST)
+    assert not desk.ended(Ending(0, 2, "error: another one, later"))
+    assert not desk.ended(FINISHED)
+    assert desk.ending() == failure
+
+
+def test_a_failure_counts_more_than_an_end_that_was_meant() -> None:
+    desk = Desk()
+    desk.begin(2, 0)
+    assert not desk.ended(FINISHED)
+    assert desk.orders() == (False, False)
+    assert not desk.ended(REFUSED)
+    assert desk.ending() == REFUSED
+
+
+def test_groups_that_finish_no_step_are_the_end_of_it() -> None:
+    desk = Desk()
+    for _ in range(MAX_IDLE_GROUPS):
+        desk.begin(2, 7)
+        assert desk.ended(KILLED)
+    desk.begin(2, 8)  # one step more
+    for _ in range(MAX_IDLE_GROUPS):
+        assert desk.ended(KILLED)
+        desk.begin(2, 8)
+    assert not desk.ended(KILLED)
+    assert desk.ending() == KILLED
+
+
+@pytest.mark.parametrize("ending", [KILLED, LOST, STOPPED, UNFORESEEN])
+def test_who_dies_on_the_way_out_has_stopped(ending: Ending) -> None:
+    desk = Desk()
+    assert not desk.ask_to_stop(), "there is nobody yet"
+    desk.begin(2, 0)
+    assert desk.ask_to_stop()
+    assert desk.orders() == (True, False)
+    assert not desk.ended(ending)
+    found = desk.ending()
+    assert found is not None
+    assert found.code == 75
+
+
+def test_an_error_on_the_way_out_is_an_error() -> None:
+    desk = Desk()
+    desk.begin(2, 0)
+    desk.ask_to_stop()
+    desk.ended(STOPPED)
+    assert not desk.ended(REFUSED)
+    assert desk.ending() == REFUSED
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("", ""),
+        ("step 1\nstep 2\n", ""),
+        ("step 1\nerror: no\n\nhint: yes\n", "error: no\n\nhint: yes"),
+        ("error: no\n", "error: no"),
+        ("Traceback (most\n  f()\nValueError: no\n", "Traceback (most\n  f()\nValueError: no"),
+        ("[rank1]: Traceback (most\n[rank1]:   f()\n[rank1]: No: no\n", "Traceback (most\n  f()\nNo: no"),
+        ("error: at first\nstep\nerror: at last\n", "error: at last"),
+    ],
+)
+def test_the_last_words_of_a_log(said: str, words: str, tmp_path) -> None:
+    log = tmp_path / "log"
+    log.write_text("error: of another attempt\n")
+    begin = log.stat().st_size
+    log.write_text(log.read_text() + said)
+    assert last_words(log, begin) == words
+
+
+def test_a_log_is_followed_line_by_line(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    follower = Follower(log)
+    for new, shown in [("", ""), ("one\ntw", "one\n"), ("o\n", "two\n"), ("\u516b\n", "\u516b\n")]:
+        with log.open("a") as file:
+            file.write(new)
+        follower.show()
+        assert capsys.readouterr().err == shown
+
+
+def test_a_log_that_is_not_there_yet(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    follower = Follower(tmp_path / "log")
+    follower.show()
+    (tmp_path / "log").write_text("one\n")
+    follower.show()
+    assert capsys.readouterr().err == "one\n"

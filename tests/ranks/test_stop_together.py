@@ -1,0 +1,41 @@
+"""All leave or none."""
+
+import pytest
+
+from yaoki.errors import StopRequested
+from yaoki.ranks.agree import unless_stopped
+
+
+def work_that_stops() -> int:
+    raise StopRequested("mine")
+
+
+def test_work_that_nobody_stops() -> None:
+    assert unless_stopped(lambda: 3, lambda mine: mine) == 3
+
+
+def test_work_that_is_stopped_here() -> None:
+    told: list[str | None] = []
+
+    def any_reason(mine: str | None) -> str | None:
+        told.append(mine)
+        return mine
+
+    with pytest.raises(StopRequested, match="mine"):
+        unless_stopped(work_that_stops, any_reason)
+    assert told == ["mine"]
+
+
+def test_work_that_is_stopped_elsewhere() -> None:
+    with pytest.raises(StopRequested, match="theirs"):
+        unless_stopped(lambda: 3, lambda mine: "theirs")
+    with pytest.raises(StopRequested, match="theirs"):
+        unless_stopped(work_that_stops, lambda mine: "theirs")
+
+
+def test_what_goes_wrong_is_not_a_stop() -> None:
+    def work() -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        unless_stopped(work, lambda mine: pytest.fail("nobody is asked"))

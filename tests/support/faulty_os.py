@@ -1,0 +1,80 @@
+"""An `os` for `yaoki.fs` in which some calls are replaced; blocks so small that a small file needs many."""
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yaoki import fs
+from yaoki.checkpoint import direct_io
+
+BLOCK_BYTES = 8192
+
+
+class FaultyOs:
+    """Passes everything on to `os` but what is given by name."""
+
+    def __init__(self, **calls: Callable[..., Any]) -> None:
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        return self._calls.get(name) or getattr(os, name)
+
+
+def replace_os(patch: pytest.MonkeyPatch, **calls: Callable[..., Any]) -> None:
+    patch.setattr(fs, "os", FaultyOs(**calls))
+
+
+def use_small_blocks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(direct_io, "BLOCK_BYTES", BLOCK_BYTES)
+
+
+@contextmanager
+def counted_reads() -> Iterator[list[int]]:
+    """Bytes that checkpoints' tensor files were read in, call by call."""
+    sizes: list[int] = []
+
+    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        sizes.append(os.preadv(descriptor, buffers, offset))
+        return sizes[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(direct_io, "os", FaultyOs(preadv=counted))
+        yield sizes
+
+
+def is_direct(descriptor: int) -> bool:
+    return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0))
+
+
+def can_be_direct(directory: Path) -> bool:
+    """Whether the file system says yes to direct writes."""
+    with (directory / "probe").open("wb") as file:
+        return fs.set_direct(file.fileno(), True)
+
+
+class Gate:
+    """Holds up every write until it is opened, from the nth on."""
+
+    def __init__(self, num_free_writes: int = 0) -> None:
+        self._num_free = num_free_writes
+        self._open = threading.Event()
+        self.reached = threading.Event()
+        """Somebody waits, or has waited."""
+
+    def open(self) -> None:
+        self._open.set()
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """In place of `os.write`."""
+        if self._num_free > 0:
+            self._num_free -= 1
+        else:
+            self.reached.set()
+            assert self._open.wait(60), "nobody opens the gate"
+        return os.write(descriptor, data)

@@ -1,0 +1,144 @@
+"""What people see: sensible lines, text that stays text, and nothing but text on a pipe."""
+
+import io
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console as RichConsole
+
+from tests.support.rollouts import rollout
+from yaoki.train.console import Console
+
+ROW: dict[str, Any] = {
+    "step": 12,
+    "reward": 0.5,
+    "accuracy": 0.625,
+    "length": 17.25,
+    "kl_to_ref": 0.0123,
+    "timing": {"tokens_per_s": 1234.5, "step_s": 0.75},
+}
+
+
+def console_and_output(every: int = 1, **settings: Any) -> tuple[Console, io.StringIO]:
+    output = io.StringIO()
+    return Console(every, RichConsole(file=output, **{"width": 80, **settings})), output
+
+
+def test_a_line_per_step() -> None:
+    console, output = console_and_output()
+    with console:
+        console.start(0, 100)
+        console.generating(6, 16)
+        console.evaluating(6, 16)
+        console.step(ROW)
+        console.step(ROW | {"accuracy": None, "kl_to_ref": None, "policy_approx_kl": 0.004})
+        console.step(ROW | {"accuracy": None, "kl_to_ref": None})
+    header, first, second, third = output.getvalue().splitlines()
+    assert header.split() == ["step", "reward", "held-out", "length", "KL", "tokens/s", "s/step"]
+    assert first.split() == ["12", "0.500", "0.625", "17.2", "0.0123", "1234", "0.75"]
+    assert second.split() == ["12", "0.500", "17.2", "0.0040", "1234", "0.75"]
+    assert third.split()[3] == "0.0000"
+    assert len({len(line) for line in (header, first, second, third)}) == 1, "columns stand in line"
+
+
+def test_a_right_and_a_wrong_sample_when_it_is_their_turn() -> None:
+    rollouts = [rollout(text="first wrong"), rollout(reward=1.0, text="right\none"), rollout(text="second")]
+    console, output = console_and_output(every=5)
+    for step in range(1, 8):
+        console.samples(step, rollouts)
+    lines = output.getvalue().splitlines()
+    assert (
+        lines
+        == [
+            "         1+1= <think>right\\none  right (answer 2)",
+            "         1+1= <think>first wrong  wrong (answer 2)",
+        ]
+        * 2
+    )
+
+    console, output = console_and_output(every=0)
+    console.samples(1, rollouts)
+    assert output.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["[red]x[/]", "[/nothing]", "a\\[b]", "ends with \\", ":smile: :x:", "[link=u]"]
+)
+def test_text_is_not_markup(text: str) -> None:
+    console, output = console_and_output()
+    console.note(text)
+    console.warn(text)
+    console.headline(text)
+    console.samples(1, [rollout(text=text, problem=text)])
+    assert output.getvalue().splitlines() == [
+        text,
+        f"warning: {text}",
+        text,
+        f"         {text} <think>{text}  wrong (answer 2)",
+    ]
+
+
+@given(st.text(max_size=500))
+def test_no_sample_breaks_the_screen(text: str) -> None:
+    console, output = console_and_output()
+    console.samples(1, [rollout(text=text, problem=text)])
+    assert output.getvalue()[:-1].isprintable()
+    assert output.getvalue().count("\n") == 1
+
+
+def test_long_lines_are_not_broken_in_a_log() -> None:
+    console, output = console_and_output()
+    path = "/somewhere/" + "a long name " * 20
+    console.note(path)
+    console.warn(path)
+    console.samples(1, [rollout(text="x" * 1000)])
+    note, warning, sample = output.getvalue().splitlines()
+    assert note == path
+    assert warning == f"warning: {path}"
+    assert "x" * 400 + " ..." in sample
+    assert "x" * 401 not in sample
+
+
+def test_long_work_says_how_far_it_is() -> None:
+    console, output = console_and_output()
+    with console, console.work("making") as advance:
+        for done in range(1, 101):
+            advance(done, 100)
+    lines = output.getvalue().splitlines()
+    assert lines[-1] == "making: 100/100"
+    assert 10 <= len(lines) <= 12
+
+
+def test_a_pipe_gets_no_escape_codes() -> None:
+    console, output = console_and_output()
+    with console:
+        console.warn("careful")
+        console.start(0, 3)
+        console.step(ROW)
+        console.samples(1, [rollout(reward=1.0)])
+    assert "\x1b" not in output.getvalue()
+
+
+def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_a_terminal() -> str:
+        console, output = console_and_output(force_terminal=True, color_system="standard")
+        console.warn("careful")
+        return output.getvalue()
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[33m" in on_a_terminal()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[33m" not in on_a_terminal()
+
+
+def test_bars_leave_the_terminal_clean() -> None:
+    console, output = console_and_output(force_terminal=True, color_system=None)
+    with console:
+        console.start(1, 3)
+        console.generating(6, 16)
+        console.generating(16, 16)
+        console.step(ROW)
+    assert "training" in output.getvalue()
+    assert "0.625" in output.getvalue()

@@ -44,7 +44,7 @@ from yaoki.config.schema import Config
 from yaoki.journal.journal import RolloutJournal
 from yaoki.journal.layout import step_name
 from yaoki.journal.metrics import LogPosition, MetricsLog, held_out_accuracies, read_metrics
-from yaoki.journal.segments import JournalIdentity, encode_part
+from yaoki.journal.segments import JournalIdentity, encode_segment
 from yaoki.runs.directory import RunDirectory
 from yaoki.runs.environment import software
 from yaoki.strict_json import encode_state
@@ -166,7 +166,7 @@ def make_journal(directory: RunDirectory, config: Config) -> None:
     identity = JournalIdentity(directory.run_id, config_digest(config), NUM_ATTEMPTS)
     num_parts = -(-NUM_PROMPTS * GROUP_SIZE // PART_ROLLOUTS)
     directory.rollouts.mkdir()
-    name, data = encode_part(rollouts_of(1)[:PART_ROLLOUTS], identity, 1, 1)
+    name, data = encode_segment(rollouts_of(1)[:PART_ROLLOUTS], identity, 1, 1)
     base, num_links = directory.path / "part", MAX_LINKS
     for step in range(1, NUM_STEPS + 1):
         path = directory.rollouts / step_name(step)
@@ -186,7 +186,7 @@ def make_journal(directory: RunDirectory, config: Config) -> None:
         if step == NUM_STEPS + NUM_AFTER + 1:
             found = found[: len(found) // 2]
         for number, start in enumerate(range(0, len(found), PART_ROLLOUTS), start=1):
-            name, data = encode_part(found[start : start + PART_ROLLOUTS], identity, step, number)
+            name, data = encode_segment(found[start : start + PART_ROLLOUTS], identity, step, number)
             (path / str(name)).write_bytes(data)
 
 

@@ -22,13 +22,13 @@ from tests.support.learners import config, learner, never, rollouts
 from tests.support.ranks import on_ranks
 from tests.support.snapshots import INFO
 from yaoki.checkpoint.io import reader
-from yaoki.checkpoint.io.sharding import local
+from yaoki.checkpoint.io.sharding import local_tensor
 from yaoki.checkpoint.io.snapshot import PartState, Snapshot
 from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import Scope
 from yaoki.checkpoint.verify import read_manifest
 from yaoki.learner.network import TrainedNetwork
-from yaoki.learner.shard import shard, whole
+from yaoki.learner.shard import full_tensor, shard
 from yaoki.models.builtin import tiny_config, tiny_random, tiny_tokenizer
 from yaoki.ranks.world import World
 
@@ -48,7 +48,7 @@ def trained(num_steps: int) -> Callable[[World], list[Weights]]:
             assert made.critic is not None
             tensors = {f"policy/{n}": t for n, t in made.policy.weights().items()}
             tensors |= {f"critic/{n}": t for n, t in made.critic.weights().items()}
-            found.append({name: whole(tensor).clone() for name, tensor in tensors.items()})
+            found.append({name: full_tensor(tensor).clone() for name, tensor in tensors.items()})
         return found
 
     return work
@@ -98,7 +98,7 @@ def write(directory: Path) -> Callable[[World], Weights]:
 
 def gathered(parts: dict[str, PartState]) -> Weights:
     return {
-        f"{part}/{name}": whole(tensor).clone()
+        f"{part}/{name}": full_tensor(tensor).clone()
         for part, state in parts.items()
         for name, tensor in state.tensors.items()
     }
@@ -111,12 +111,16 @@ def read(directory: Path) -> Callable[[World], tuple[Weights, int, int]]:
         live = parts_of(world)
         for state in live.values():
             for tensor in state.tensors.values():
-                local(tensor).fill_(7)
+                local_tensor(tensor).fill_(7)
         path = directory / "step-00000001"
         targets = {name: state.tensors for name, state in live.items() if state.tensors}
         with counted_reads() as sizes:
             reader.read_into(path, read_manifest(path), targets, ranks=world.loop)
-        tensors = {local(t).data_ptr(): local(t).nbytes for s in live.values() for t in s.tensors.values()}
+        tensors = {
+            local_tensor(t).data_ptr(): local_tensor(t).nbytes
+            for s in live.values()
+            for t in s.tensors.values()
+        }
         return gathered(live), sum(tensors.values()), sum(sizes)
 
     return work

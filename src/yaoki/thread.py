@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Worker:
+class SerialThread:
     """One thread. It never keeps the process alive: a disk that hangs must not make an error hang."""
 
     def __init__(self, name: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from tests.support.snapshots import INFO, bits
 from yaoki.checkpoint.direct_io import Digester
 from yaoki.checkpoint.io import frozen as source_module
-from yaoki.checkpoint.io.frozen import TensorSource, pieces_of
+from yaoki.checkpoint.io.frozen import FrozenTensors, pieces_of
 from yaoki.checkpoint.io.reader import load
 from yaoki.checkpoint.io.snapshot import PartState, Snapshot
 from yaoki.checkpoint.io.store import CheckpointStore
@@ -23,7 +23,7 @@ def reader(taken: list[bytes], room_bytes: int = 16) -> Digester:
     return Digester(lambda: block, lambda block, num_bytes: taken.append(bytes(block[:num_bytes])), 4096)
 
 
-def read_all(source: TensorSource, *groups: str) -> bytes:
+def read_all(source: FrozenTensors, *groups: str) -> bytes:
     taken: list[bytes] = []
     digester = reader(taken)
     for group in groups:
@@ -48,13 +48,13 @@ def bytes_of(*tensors: torch.Tensor) -> bytes:
 
 
 def test_all_bytes_come_in_order_whatever_the_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
-    source, tensors = TensorSource(), numbers(1, 5, 0, 100)
+    source, tensors = FrozenTensors(), numbers(1, 5, 0, 100)
     source.begin({"a": tensors[:2], "b": tensors[2:]})
     assert read_all(source, "a", "b") == bytes_of(*tensors)
 
 
 def test_what_is_read_can_be_read_again_until_it_is_forgotten() -> None:
-    source, (tensor,) = TensorSource(), numbers(9)
+    source, (tensor,) = FrozenTensors(), numbers(9)
     source.begin({"a": [tensor]})
     taken: list[bytes] = []
     digester = reader(taken)
@@ -68,7 +68,7 @@ def test_what_is_read_can_be_read_again_until_it_is_forgotten() -> None:
 
 @pytest.mark.parametrize("num_read", [0, 1, 2])
 def test_copied_on_release_the_rest_may_change(num_read: int) -> None:
-    source, tensors = TensorSource(), [*numbers(7, 30), torch.eye(5)[:, ::2], torch.ones(()).expand(3, 2)]
+    source, tensors = FrozenTensors(), [*numbers(7, 30), torch.eye(5)[:, ::2], torch.ones(()).expand(3, 2)]
     before = bytes_of(*tensors)
     source.begin({str(i): [tensor] for i, tensor in enumerate(tensors)})
     taken: list[bytes] = []
@@ -86,7 +86,7 @@ def test_copied_on_release_the_rest_may_change(num_read: int) -> None:
 
 
 def test_release_waits_until_all_is_read_if_nothing_may_be_copied() -> None:
-    source, (tensor,) = TensorSource(), numbers(100)
+    source, (tensor,) = FrozenTensors(), numbers(100)
     before = bytes_of(tensor)
     released = threading.Event()
 
@@ -106,7 +106,7 @@ def test_release_waits_until_all_is_read_if_nothing_may_be_copied() -> None:
 def test_release_copies_only_what_may_be_copied_and_waits_for_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source, tensors = TensorSource(), numbers(100, 10, 20)
+    source, tensors = FrozenTensors(), numbers(100, 10, 20)
     before = bytes_of(*tensors)
     copied: list[int] = []
     copy = source_module._copy_of
@@ -136,7 +136,7 @@ def test_release_copies_only_what_may_be_copied_and_waits_for_the_rest(
 
 
 def test_released_once_nothing_is_copied_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    source, (tensor,) = TensorSource(), numbers(4)
+    source, (tensor,) = FrozenTensors(), numbers(4)
     before = bytes_of(tensor)
     source.begin({"a": [tensor]})
     assert source.release(100)
@@ -148,7 +148,7 @@ def test_released_once_nothing_is_copied_again(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("has_begun", [False, True])
 def test_release_says_that_reading_was_given_up(has_begun: bool) -> None:
-    source, tensors = TensorSource(), numbers(4)
+    source, tensors = FrozenTensors(), numbers(4)
     if has_begun:
         source.begin({"a": tensors})
     source.close()
@@ -157,7 +157,7 @@ def test_release_says_that_reading_was_given_up(has_begun: bool) -> None:
 
 
 def test_a_state_without_tensors_is_read_at_once() -> None:
-    source = TensorSource()
+    source = FrozenTensors()
     source.begin({})
     assert source.release(0)
     source.close()
@@ -220,7 +220,7 @@ def test_moving_weights_away_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_write_while_it_is_read_is_noticed() -> None:
-    source, (tensor,) = TensorSource(), numbers(9)
+    source, (tensor,) = FrozenTensors(), numbers(9)
     source.begin({"file": [tensor]})
     digester = reader([])
     source.read("file", digester)
@@ -231,7 +231,7 @@ def test_a_write_while_it_is_read_is_noticed() -> None:
 
 
 def test_after_the_release_tensors_may_be_written_to() -> None:
-    source, (tensor,) = TensorSource(), numbers(9)
+    source, (tensor,) = FrozenTensors(), numbers(9)
     source.begin({"file": [tensor]})
     before = bytes_of(tensor)
     assert source.release(tensor.nbytes)

@@ -10,7 +10,7 @@ import torch
 from tests.support.faulty_os import replace_os
 from tests.support.snapshots import INFO, content
 from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
-from yaoki.checkpoint.io.frozen import TensorSource
+from yaoki.checkpoint.io.frozen import FrozenTensors
 from yaoki.checkpoint.io.reader import load
 from yaoki.checkpoint.io.snapshot import PartState, Snapshot
 from yaoki.checkpoint.io.store import CheckpointStore
@@ -67,7 +67,7 @@ def test_a_large_part_is_linked_by_its_own_chunks(store: CheckpointStore) -> Non
 
 def test_what_was_linked_need_not_be_waited_for(store: CheckpointStore) -> None:
     save(store, 1)
-    source = TensorSource()
+    source = FrozenTensors()
     store.commit(snapshot(2), source, step=2, info=INFO)
     source.close()
     assert source.release(0)
@@ -124,7 +124,7 @@ def test_the_same_step_saved_again_is_not_taken_for_the_old_one(
 ) -> None:
     """A save of step 1 that was not read back must not be linked to because an earlier step 1 was."""
     old = save(store, 1)
-    store.commit(snapshot(1, version=1), TensorSource(), step=1, info=INFO)
+    store.commit(snapshot(1, version=1), FrozenTensors(), step=1, info=INFO)
     replaced = old.parent.with_name("step-00000001.replaced-1") / FILE
     new = save(store, 2)
     assert inode(new) not in (inode(old), inode(replaced))

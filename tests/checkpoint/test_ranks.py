@@ -17,7 +17,7 @@ from tests.support.ranks import Failure, on_ranks, outcomes
 from tests.support.snapshots import INFO
 from yaoki.checkpoint.io import reader
 from yaoki.checkpoint.io.reader import load, read_into
-from yaoki.checkpoint.io.sharding import box_of, local
+from yaoki.checkpoint.io.sharding import local_shard_of, local_tensor
 from yaoki.checkpoint.io.snapshot import PartState, Snapshot
 from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import FileEntry, Scope
@@ -85,7 +85,7 @@ def restore(world: World, directory: Path, shapes: Shapes = SHAPES) -> dict[str,
     return {
         "tensors": gathered,
         "rng": (rng.json, rng.tensors["state"].tolist()),
-        "held_bytes": sum(local(t).nbytes for n, t in live.items() if n != "tied"),
+        "held_bytes": sum(local_tensor(t).nbytes for n, t in live.items() if n != "tied"),
         "reads": reads,
     }
 
@@ -223,7 +223,11 @@ def test_a_rank_that_cannot_write_fails_the_save_on_all(tmp_path: Path) -> None:
 def test_boxes_cover_each_tensor_once(tmp_path: Path) -> None:
     def boxes(world: World) -> dict[str, tuple[int, int]]:
         found = spread(whole_tensors(SHAPES), world.size)
-        return {name: (box_of(t).first_row, box_of(t).num_rows) for name, t in found.items() if t.ndim}
+        return {
+            name: (local_shard_of(t).first_row, local_shard_of(t).num_rows)
+            for name, t in found.items()
+            if t.ndim
+        }
 
     for size in (2, 4):
         by_rank = on_ranks(size, tmp_path, boxes)

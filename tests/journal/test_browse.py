@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from yaoki.errors import NothingThereError
 from yaoki.journal.browse import GroupResult, RolloutRow, read_step, step_groups, step_rows, write_completions
 from yaoki.journal.layout import step_name
-from yaoki.journal.segments import PART_SCHEMA
+from yaoki.journal.segments import SEGMENT_SCHEMA
 
 from .samples import PLACES, PROMPTS, STEP, VERSION, batch, journal, rollout
 
@@ -71,7 +71,7 @@ def test_rows_are_chosen(
 
 def test_the_whole_table_has_every_column(tmp_path: Path) -> None:
     table, _ = read_step(journaled(tmp_path, batch(PLACES)), STEP)
-    assert table.schema.equals(PART_SCHEMA)
+    assert table.schema.equals(SEGMENT_SCHEMA)
     assert table["token_ids"].to_pylist() == [list(r.completion.token_ids) for r in batch(PLACES)]
     assert table["logprobs"].to_pylist() == [list(r.completion.logprobs) for r in batch(PLACES)]
 

@@ -18,7 +18,7 @@ from yaoki.errors import YaokiError
 from yaoki.journal import journal as journal_module
 from yaoki.journal import segments
 from yaoki.journal.journal import RolloutJournal, Sample
-from yaoki.journal.layout import parse_part, part_names, step_name
+from yaoki.journal.layout import parse_segment, segment_names, step_name
 from yaoki.types import Prompt, Rollout
 
 from .samples import PLACES, PROMPTS, STEP, VERSION, batch, journal, same_bits, sample_of, steps
@@ -36,7 +36,7 @@ def quarantine(run: Path) -> Path:
 
 
 def part_files(run: Path) -> list[Path]:
-    return [directory(run) / str(name) for name in part_names(directory(run)) if not name.suffix]
+    return [directory(run) / str(name) for name in segment_names(directory(run)) if not name.suffix]
 
 
 def write(run: Path, *batches: list[Rollout], attempt: int = 1, **options: Any) -> None:
@@ -126,13 +126,13 @@ def test_micro_batches_that_wait_together_share_a_part(tmp_path: Path) -> None:
 
 
 def test_no_part_is_too_large_to_be_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_MAX_PART_TOKENS", 12)
+    monkeypatch.setattr(journal_module, "_MAX_SEGMENT_TOKENS", 12)
     with journal(tmp_path) as log:
         log.open_step(STEP, VERSION, PROMPTS)
         for places in (PLACES[:2], PLACES[2:4], PLACES[4:6], PLACES[6:]):
             log.append(STEP, batch(places))
         log.sync()
-    sizes = [len(segments.read_part(path).table) for path in part_files(tmp_path)]
+    sizes = [len(segments.read_segment(path).table) for path in part_files(tmp_path)]
     assert sizes == [4, 4]
 
 
@@ -188,10 +188,10 @@ def test_the_number_of_a_part_is_never_given_again(tmp_path: Path) -> None:
     leftover.write_bytes(b"x")
     write(tmp_path, batch(PLACES[7:8]), attempt=5)
     assert not leftover.exists()
-    numbers = [name.number for name in part_names(directory(tmp_path))]
+    numbers = [name.number for name in segment_names(directory(tmp_path))]
     assert numbers == [1, 2, 4, 8]
     write(tmp_path, batch(BATCHES[0]), rank=1, attempt=6)
-    assert [name.number for name in part_names(directory(tmp_path)) if name.rank == 1] == [1]
+    assert [name.number for name in segment_names(directory(tmp_path)) if name.rank == 1] == [1]
 
 
 def refusal(run: Path, **options: Any) -> str:
@@ -265,7 +265,7 @@ def test_with_rows_that_are_not_what_the_metadata_says(tmp_path: Path) -> None:
         log.open_step(STEP, VERSION, PROMPTS)
         mixed = batch(BATCHES[0])
         mixed[1] = replace(mixed[1], policy_version=VERSION + 1)
-        name, data = segments.encode_part(mixed, segments.JournalIdentity("run-1", "c0ffee", 1), STEP, 1)
+        name, data = segments.encode_segment(mixed, segments.JournalIdentity("run-1", "c0ffee", 1), STEP, 1)
     fs.make_directory(directory(tmp_path))
     (directory(tmp_path) / str(name)).write_bytes(data)
     assert refusal(tmp_path) == f"a row is not of policy_version {VERSION}, as its metadata says"
@@ -303,7 +303,7 @@ def test_what_was_set_aside_is_made_again_and_found(tmp_path: Path) -> None:
 def test_the_same_again_is_set_aside_as_a_duplicate(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]))
     (first,) = part_files(tmp_path)
-    name = parse_part(first.name)
+    name = parse_segment(first.name)
     assert name is not None
     copy = first.with_name(str(replace(name, number=5)))
     copy.write_bytes(first.read_bytes())

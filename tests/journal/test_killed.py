@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from yaoki.journal.layout import step_name
-from yaoki.journal.segments import encode_part
+from yaoki.journal.segments import encode_segment
 
 from .samples import PROMPTS, STEP, VERSION, batch, journal, sample_of
 
@@ -89,7 +89,7 @@ def test_a_part_that_was_cut_short_before_its_rename_is_removed(tmp_path: Path) 
     directory = tmp_path / "rollouts" / step_name(STEP)
     directory.mkdir(parents=True)
     with journal(tmp_path) as log:
-        name, data = encode_part(batch(BATCHES[0]), log._identity, STEP, 1)
+        name, data = encode_segment(batch(BATCHES[0]), log._identity, STEP, 1)
         (directory / f"{name}.tmp").write_bytes(data.to_pybytes()[:1000])
         log.open_step(STEP, VERSION, PROMPTS)
         assert log.take_quarantined() == []

@@ -10,9 +10,9 @@ from yaoki import fs
 from yaoki.journal.layout import step_name
 from yaoki.journal.retention import (
     JournalSummary,
-    doomed_steps,
     journal_summary,
     journaled_steps,
+    prunable_steps,
     prune_steps,
 )
 
@@ -30,15 +30,15 @@ def make(directory: Path, *steps: int) -> None:
 @given(STEPS, st.integers(0, 45))
 def test_what_a_resume_may_need_is_never_doomed(steps: set[int], oldest: int) -> None:
     for keep in ("needed", "all", "every 3"):
-        assert all(step <= oldest for step in doomed_steps(steps, oldest, keep))
+        assert all(step <= oldest for step in prunable_steps(steps, oldest, keep))
 
 
 @given(STEPS, st.integers(0, 45), st.integers(1, 7))
 def test_what_is_doomed(steps: set[int], oldest: int, every: int) -> None:
     old = sorted(step for step in steps if step <= oldest)
-    assert doomed_steps(steps, oldest, "needed") == old
-    assert doomed_steps(steps, oldest, "all") == []
-    assert doomed_steps(steps, oldest, f"every {every}") == [step for step in old if step % every]
+    assert prunable_steps(steps, oldest, "needed") == old
+    assert prunable_steps(steps, oldest, "all") == []
+    assert prunable_steps(steps, oldest, f"every {every}") == [step for step in old if step % every]
 
 
 @pytest.mark.parametrize(

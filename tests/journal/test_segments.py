@@ -17,8 +17,14 @@ from hypothesis import strategies as st
 from yaoki.errors import YaokiError
 from yaoki.journal import segments
 from yaoki.journal.columns import SampleRows
-from yaoki.journal.layout import PartName, parse_part
-from yaoki.journal.segments import JournalIdentity, PartHeader, PartRefused, encode_part, read_part
+from yaoki.journal.layout import SegmentName, parse_segment
+from yaoki.journal.segments import (
+    JournalIdentity,
+    SegmentHeader,
+    SegmentRejected,
+    encode_segment,
+    read_segment,
+)
 from yaoki.types import Prompt, Rollout
 
 from .samples import PLACES, STEP, VERSION, batch, same_bits, sample_of, steps
@@ -27,18 +33,18 @@ IDENTITY = JournalIdentity("run-1", "c0ffee", 3, 2, "vllm")
 ROLLOUTS = batch(PLACES[:2])
 
 
-def write(directory: Path, data: bytes, *, honest: bool = True, name: PartName | None = None) -> Path:
+def write(directory: Path, data: bytes, *, honest: bool = True, name: SegmentName | None = None) -> Path:
     """A file with these bytes and the name that vouches for them (or, not honest, for others)."""
     digest = xxhash.xxh3_128_hexdigest(data) if honest else "0" * 32
-    path = directory / str(name or PartName(2, 1, digest))
+    path = directory / str(name or SegmentName(2, 1, digest))
     path.write_bytes(data)
     return path
 
 
 def encoded(
     rollouts: list[Rollout] = ROLLOUTS, identity: JournalIdentity = IDENTITY
-) -> tuple[PartName, bytes]:
-    name, data = encode_part(rollouts, identity, STEP, 1)
+) -> tuple[SegmentName, bytes]:
+    name, data = encode_segment(rollouts, identity, STEP, 1)
     return name, data.to_pybytes()
 
 
@@ -50,7 +56,7 @@ def test_everything_comes_back_to_the_last_bit(
     rollouts = step[1]
     directory = tmp_path_factory.mktemp("part")
     name, data = encoded(rollouts)
-    part = read_part(write(directory, data, name=name))
+    part = read_segment(write(directory, data, name=name))
     rows = SampleRows(part.table)
     assert len(rows) == len(rollouts)
     for row, rollout in enumerate(rollouts):
@@ -73,8 +79,8 @@ def test_what_other_tools_read_is_valid_unicode(step: tuple[list[Prompt], list[R
 def test_a_part_says_whose_it_is(tmp_path: Path) -> None:
     name, data = encoded()
     assert str(name).startswith("rank-002-part-00001-")
-    part = read_part(write(tmp_path, data, name=name))
-    assert part.header == PartHeader("run-1", "c0ffee", STEP, VERSION, attempt=3, rank=2)
+    part = read_segment(write(tmp_path, data, name=name))
+    assert part.header == SegmentHeader("run-1", "c0ffee", STEP, VERSION, attempt=3, rank=2)
     for column, value in (("step", STEP), ("policy_version", VERSION), ("attempt", 3), ("engine", "vllm")):
         assert part.table[column].to_pylist() == [value] * 2
 
@@ -83,32 +89,32 @@ def test_a_run_may_have_any_name(tmp_path: Path) -> None:
     """It has the name of its directory, which need not be valid Unicode."""
     run_id = os.fsdecode("l\u00e4uf \U0001f3c3".encode() + b"\xff") + "-1234"
     name, data = encoded(identity=JournalIdentity(run_id, "c0ffee", 1))
-    assert read_part(write(tmp_path, data, name=name)).header.run_id == run_id
+    assert read_segment(write(tmp_path, data, name=name)).header.run_id == run_id
 
 
 @given(st.text(alphabet="0123456789abcdef-rankpt.quemk", max_size=90) | st.text())
 def test_names_of_parts_come_back(name: str) -> None:
-    parsed = parse_part(name)
-    assert parsed is None or str(parse_part(str(parsed))) == str(parsed)
+    parsed = parse_segment(name)
+    assert parsed is None or str(parse_segment(str(parsed))) == str(parsed)
 
 
 @given(st.integers(0, 10**8), st.integers(0, 10**8), st.sampled_from(["", ".tmp", ".2"]))
 def test_names_are_parsed(rank: int, number: int, suffix: str) -> None:
-    name = PartName(rank, number, "0123456789abcdef" * 2, suffix)
-    assert parse_part(str(name)) == name
+    name = SegmentName(rank, number, "0123456789abcdef" * 2, suffix)
+    assert parse_segment(str(name)) == name
 
 
 def test_every_byte_counts(tmp_path: Path) -> None:
     name, data = encoded(batch(PLACES[:1], num_tokens=1))
     path = write(tmp_path, data, name=name)
-    read_part(path)
+    read_segment(path)
     with path.open("r+b", buffering=0) as file:
         for place, byte in enumerate(data):
             os.pwrite(file.fileno(), bytes([byte ^ 1 << place % 8]), place)
-            with pytest.raises(PartRefused, match="damaged"):
-                read_part(path)
+            with pytest.raises(SegmentRejected, match="damaged"):
+                read_segment(path)
             os.pwrite(file.fileno(), bytes([byte]), place)
-    read_part(path)
+    read_segment(path)
 
 
 def test_truncated_at_any_length(tmp_path: Path) -> None:
@@ -116,14 +122,14 @@ def test_truncated_at_any_length(tmp_path: Path) -> None:
     path = write(tmp_path, data, name=name)
     for length in reversed([*range(0, len(data), 7), len(data) - 1]):
         os.truncate(path, length)
-        with pytest.raises(PartRefused, match=f"damaged: its {length} bytes"):
-            read_part(path)
+        with pytest.raises(SegmentRejected, match=f"damaged: its {length} bytes"):
+            read_segment(path)
 
 
 def test_bytes_after_the_end(tmp_path: Path) -> None:
     name, data = encoded()
-    with pytest.raises(PartRefused, match="damaged"):
-        read_part(write(tmp_path, data + b"\0", name=name))
+    with pytest.raises(SegmentRejected, match="damaged"):
+        read_segment(write(tmp_path, data + b"\0", name=name))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -138,8 +144,8 @@ def test_a_forged_digest_gets_no_further_than_a_refusal(tmp_path: Path, seed: in
             forged[randomness.randrange(len(forged))] = randomness.randrange(256)
         path = write(tmp_path, bytes(forged))
         try:
-            SampleRows(read_part(path).table)
-        except (PartRefused, ValueError):
+            SampleRows(read_segment(path).table)
+        except (SegmentRejected, ValueError):
             num_refused += 1
         path.unlink()
     assert num_refused > 75
@@ -149,16 +155,16 @@ def test_a_forged_digest_gets_no_further_than_a_refusal(tmp_path: Path, seed: in
     "data", [b"", b"PAR1", b"PAR1" + b"\xff" * 8 + b"PAR1", b"x" * 100, b"PAR1\0\0\0\0PAR1"]
 )
 def test_no_parquet(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(PartRefused, match="not a readable Parquet file"):
-        read_part(write(tmp_path, data))
+    with pytest.raises(SegmentRejected, match="not a readable Parquet file"):
+        read_segment(write(tmp_path, data))
 
 
 @pytest.mark.parametrize("claim", [0x7FFFFFFF, 0xFFFFFFFF, 10_000_000])
 def test_a_footer_larger_than_the_file(tmp_path: Path, claim: int) -> None:
     data = encoded()[1]
     forged = data[:-8] + claim.to_bytes(4, "little") + b"PAR1"
-    with pytest.raises(PartRefused, match="not a readable Parquet file"):
-        read_part(write(tmp_path, forged))
+    with pytest.raises(SegmentRejected, match="not a readable Parquet file"):
+        read_segment(write(tmp_path, forged))
 
 
 def table() -> pa.Table:
@@ -171,24 +177,26 @@ def write_table(directory: Path, changed: pa.Table) -> Path:
     return write(directory, sink.getvalue().to_pybytes())
 
 
-@pytest.mark.parametrize("column", segments.PART_SCHEMA.names)
+@pytest.mark.parametrize("column", segments.SEGMENT_SCHEMA.names)
 def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
-    with pytest.raises(PartRefused, match=rf"columns are not a part's: missing \['pyarrow.Field<{column}:"):
-        read_part(write_table(tmp_path, table().drop_columns([column])))
+    with pytest.raises(
+        SegmentRejected, match=rf"columns are not a part's: missing \['pyarrow.Field<{column}:"
+    ):
+        read_segment(write_table(tmp_path, table().drop_columns([column])))
 
 
 def test_a_surplus_column_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PartRefused, match=r"surplus \['pyarrow.Field<note: string"):
-        read_part(write_table(tmp_path, table().append_column("note", pa.array(["a", "b"]))))
+    with pytest.raises(SegmentRejected, match=r"surplus \['pyarrow.Field<note: string"):
+        read_segment(write_table(tmp_path, table().append_column("note", pa.array(["a", "b"]))))
 
 
 def test_a_column_of_another_type_or_with_nulls_is_refused(tmp_path: Path) -> None:
     narrow = table().set_column(0, "step", pa.array([STEP, STEP], pa.int32()))
-    with pytest.raises(PartRefused, match="step: int32"):
-        read_part(write_table(tmp_path, narrow))
+    with pytest.raises(SegmentRejected, match="step: int32"):
+        read_segment(write_table(tmp_path, narrow))
     empty = table().set_column(0, "step", pa.array([STEP, None], pa.int64()))
-    with pytest.raises(PartRefused, match="step: int64"):
-        read_part(write_table(tmp_path, empty))
+    with pytest.raises(SegmentRejected, match="step: int64"):
+        read_segment(write_table(tmp_path, empty))
 
 
 @pytest.mark.parametrize(
@@ -210,18 +218,20 @@ def test_metadata_that_says_too_little(
     metadata.pop(f"yaoki.{key}".encode())
     if value is not None:
         metadata[f"yaoki.{key}".encode()] = value
-    with pytest.raises(PartRefused, match=reason):
-        read_part(write_table(tmp_path, table().replace_schema_metadata(metadata)))
+    with pytest.raises(SegmentRejected, match=reason):
+        read_segment(write_table(tmp_path, table().replace_schema_metadata(metadata)))
 
 
 def test_a_part_without_rollouts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PartRefused, match="no rollouts"):
-        read_part(write_table(tmp_path, table().slice(0, 0)))
+    with pytest.raises(SegmentRejected, match="no rollouts"):
+        read_segment(write_table(tmp_path, table().slice(0, 0)))
 
 
 def with_column(name: str, values: list[Any]) -> pa.Table:
-    field = segments.PART_SCHEMA.field(name)
-    return table().set_column(segments.PART_SCHEMA.get_field_index(name), field, pa.array(values, field.type))
+    field = segments.SEGMENT_SCHEMA.field(name)
+    return table().set_column(
+        segments.SEGMENT_SCHEMA.get_field_index(name), field, pa.array(values, field.type)
+    )
 
 
 @pytest.mark.parametrize(
@@ -239,7 +249,7 @@ def test_rows_that_no_rollout_has(tmp_path: Path, column: str, values: list[Any]
     changed = with_column(column, values)
     if column == "sample":
         changed = changed.set_column(1, changed.schema.field("prompt"), pa.array([0, 0], pa.int32()))
-    part = read_part(write_table(tmp_path, changed))
+    part = read_segment(write_table(tmp_path, changed))
     with pytest.raises(ValueError, match=reason):
         SampleRows(part.table)
 
@@ -253,24 +263,24 @@ NONSENSE = [
 @pytest.mark.parametrize("originals", NONSENSE, ids=range(len(NONSENSE)))
 def test_metadata_about_text_that_makes_no_sense(tmp_path: Path, originals: str) -> None:
     metadata = {**table().schema.metadata, b"yaoki.lone_surrogates": originals.encode("latin-1")}
-    part = read_part(write_table(tmp_path, table().replace_schema_metadata(metadata)))
+    part = read_segment(write_table(tmp_path, table().replace_schema_metadata(metadata)))
     with pytest.raises(ValueError, match="makes no sense"):
         SampleRows(part.table)
 
 
 def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
     bad = pa.array([b"\xff\xfe", b"ok"], pa.binary()).view(pa.string())
-    place = segments.PART_SCHEMA.get_field_index("text")
-    changed = table().set_column(place, segments.PART_SCHEMA.field(place), bad)
-    with pytest.raises(PartRefused, match=r"not a readable Parquet file: .*Invalid UTF8"):
-        read_part(write_table(tmp_path, changed))
+    place = segments.SEGMENT_SCHEMA.get_field_index("text")
+    changed = table().set_column(place, segments.SEGMENT_SCHEMA.field(place), bad)
+    with pytest.raises(SegmentRejected, match=r"not a readable Parquet file: .*Invalid UTF8"):
+        read_segment(write_table(tmp_path, changed))
 
 
 def test_a_file_that_claims_to_be_huge_is_not_read(tmp_path: Path) -> None:
     path = write(tmp_path, b"", honest=False)
     os.truncate(path, 10 << 40)
-    with pytest.raises(PartRefused, match=f"it has {10 << 40} bytes; no part has more than"):
-        read_part(path)
+    with pytest.raises(SegmentRejected, match=f"it has {10 << 40} bytes; no part has more than"):
+        read_segment(path)
 
 
 def test_a_table_that_claims_to_be_huge_is_not_decoded(
@@ -279,18 +289,18 @@ def test_a_table_that_claims_to_be_huge_is_not_decoded(
     """A few kilobytes that would be eight million bytes."""
     zeros = pa.array(np.zeros(1 << 20, np.int64))
     lists = pa.ListArray.from_arrays(pa.array([0, 1 << 19, 1 << 20], pa.int32()), zeros)
-    place = segments.PART_SCHEMA.get_field_index("token_ids")
+    place = segments.SEGMENT_SCHEMA.get_field_index("token_ids")
     changed = table().set_column(
-        place, segments.PART_SCHEMA.field(place), lists.cast(table()["token_ids"].type)
+        place, segments.SEGMENT_SCHEMA.field(place), lists.cast(table()["token_ids"].type)
     )
     sink = pa.BufferOutputStream()
     pq.write_table(changed, sink, use_dictionary=False, compression="zstd")
     path = write(tmp_path, sink.getvalue().to_pybytes())
     assert path.stat().st_size < 1 << 16
-    assert len(read_part(path).table) == 2
+    assert len(read_segment(path).table) == 2
     monkeypatch.setattr(segments, "_MAX_BYTES", 1 << 22)
-    with pytest.raises(PartRefused, match="it claims 2 rows in 8"):
-        read_part(path)
+    with pytest.raises(SegmentRejected, match="it claims 2 rows in 8"):
+        read_segment(path)
 
 
 def test_what_is_not_a_plain_file_is_refused(tmp_path: Path) -> None:
@@ -298,16 +308,16 @@ def test_what_is_not_a_plain_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(data)
     path = tmp_path / str(name)
     path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PartRefused, match="symbolic link"):
-        read_part(path)
+    with pytest.raises(SegmentRejected, match="symbolic link"):
+        read_segment(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(PartRefused, match="not a plain file"):
-        read_part(path)
+    with pytest.raises(SegmentRejected, match="not a plain file"):
+        read_segment(path)
     path.rmdir()
     os.mkfifo(path)
-    with pytest.raises(PartRefused, match="not a plain file"):
-        read_part(path)
+    with pytest.raises(SegmentRejected, match="not a plain file"):
+        read_segment(path)
 
 
 class _BrokenDisk:
@@ -326,13 +336,13 @@ def test_a_disk_that_does_not_answer_is_no_refusal(tmp_path: Path, monkeypatch: 
     path = write(tmp_path, data, name=name)
     monkeypatch.setattr(segments, "os", _BrokenDisk())
     with pytest.raises(YaokiError, match=r"rank-002.* cannot be read: Input/output error") as caught:
-        read_part(path)
+        read_segment(path)
     assert caught.value.hint
 
 
 def test_a_part_that_has_gone_in_the_meantime(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        read_part(tmp_path / str(PartName(0, 1, "0" * 32)))
+        read_segment(tmp_path / str(SegmentName(0, 1, "0" * 32)))
 
 
 def test_pages_bear_checksums(tmp_path: Path) -> None:
@@ -342,5 +352,5 @@ def test_pages_bear_checksums(tmp_path: Path) -> None:
     chunks = [metadata.row_group(0).column(index) for index in range(metadata.num_columns)]
     logprobs = next(chunk for chunk in chunks if chunk.path_in_schema == "logprobs.list.element")
     data[logprobs.data_page_offset + logprobs.total_compressed_size - 3] ^= 1
-    with pytest.raises(PartRefused, match="CRC"):
-        read_part(write(tmp_path, bytes(data)))
+    with pytest.raises(SegmentRejected, match="CRC"):
+        read_segment(write(tmp_path, bytes(data)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from yaoki.launch.coordinator import MAX_IDLE_GROUPS, Desk, Ending
+from yaoki.launch.coordinator import MAX_IDLE_GROUPS, Coordinator, Ending
 from yaoki.launch.process import Follower, last_words
 
 KILLED = Ending(1, -9, "")
@@ -15,70 +15,70 @@ UNFORESEEN = Ending(1, 1, "Traceback (most recent call last):\nZeroDivisionError
 
 @pytest.mark.parametrize("ending", [KILLED, LOST, UNFORESEEN])
 def test_what_may_not_happen_again_is_tried_again(ending: Ending) -> None:
-    desk = Desk()
-    assert not desk.begin(2, 0)
-    assert desk.ended(ending)
-    assert desk.begin(1, 0)
-    assert desk.orders() == (False, False)
-    assert desk.ending() is None
-    assert desk.news(1) == ["starting again with 1 worker"]
+    coordinator = Coordinator()
+    assert not coordinator.begin(2, 0)
+    assert coordinator.ended(ending)
+    assert coordinator.begin(1, 0)
+    assert coordinator.commands() == (False, False)
+    assert coordinator.ending() is None
+    assert coordinator.messages(1) == ["starting again with 1 worker"]
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 5])
 def test_an_error_that_a_worker_can_name_is_the_end(code: int) -> None:
-    desk = Desk()
-    desk.begin(2, 0)
+    coordinator = Coordinator()
+    coordinator.begin(2, 0)
     failure = Ending(1, code, "error: on purpose")
-    assert not desk.ended(failure)
-    assert desk.orders() == (False, True)
-    assert not desk.ended(LOST)
-    assert not desk.ended(Ending(0, 2, "error: another one, later"))
-    assert not desk.ended(FINISHED)
-    assert desk.ending() == failure
+    assert not coordinator.ended(failure)
+    assert coordinator.commands() == (False, True)
+    assert not coordinator.ended(LOST)
+    assert not coordinator.ended(Ending(0, 2, "error: another one, later"))
+    assert not coordinator.ended(FINISHED)
+    assert coordinator.ending() == failure
 
 
 def test_a_failure_counts_more_than_an_end_that_was_meant() -> None:
-    desk = Desk()
-    desk.begin(2, 0)
-    assert not desk.ended(FINISHED)
-    assert desk.orders() == (False, False)
-    assert not desk.ended(REFUSED)
-    assert desk.ending() == REFUSED
+    coordinator = Coordinator()
+    coordinator.begin(2, 0)
+    assert not coordinator.ended(FINISHED)
+    assert coordinator.commands() == (False, False)
+    assert not coordinator.ended(REFUSED)
+    assert coordinator.ending() == REFUSED
 
 
 def test_groups_that_finish_no_step_are_the_end_of_it() -> None:
-    desk = Desk()
+    coordinator = Coordinator()
     for _ in range(MAX_IDLE_GROUPS):
-        desk.begin(2, 7)
-        assert desk.ended(KILLED)
-    desk.begin(2, 8)  # one step more
+        coordinator.begin(2, 7)
+        assert coordinator.ended(KILLED)
+    coordinator.begin(2, 8)  # one step more
     for _ in range(MAX_IDLE_GROUPS):
-        assert desk.ended(KILLED)
-        desk.begin(2, 8)
-    assert not desk.ended(KILLED)
-    assert desk.ending() == KILLED
+        assert coordinator.ended(KILLED)
+        coordinator.begin(2, 8)
+    assert not coordinator.ended(KILLED)
+    assert coordinator.ending() == KILLED
 
 
 @pytest.mark.parametrize("ending", [KILLED, LOST, STOPPED, UNFORESEEN])
 def test_who_dies_on_the_way_out_has_stopped(ending: Ending) -> None:
-    desk = Desk()
-    assert not desk.ask_to_stop(), "there is nobody yet"
-    desk.begin(2, 0)
-    assert desk.ask_to_stop()
-    assert desk.orders() == (True, False)
-    assert not desk.ended(ending)
-    found = desk.ending()
+    coordinator = Coordinator()
+    assert not coordinator.ask_to_stop(), "there is nobody yet"
+    coordinator.begin(2, 0)
+    assert coordinator.ask_to_stop()
+    assert coordinator.commands() == (True, False)
+    assert not coordinator.ended(ending)
+    found = coordinator.ending()
     assert found is not None
     assert found.code == 75
 
 
 def test_an_error_on_the_way_out_is_an_error() -> None:
-    desk = Desk()
-    desk.begin(2, 0)
-    desk.ask_to_stop()
-    desk.ended(STOPPED)
-    assert not desk.ended(REFUSED)
-    assert desk.ending() == REFUSED
+    coordinator = Coordinator()
+    coordinator.begin(2, 0)
+    coordinator.ask_to_stop()
+    coordinator.ended(STOPPED)
+    assert not coordinator.ended(REFUSED)
+    assert coordinator.ending() == REFUSED
 
 
 @pytest.mark.parametrize(

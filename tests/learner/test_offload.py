@@ -9,9 +9,9 @@ import torch
 from tests.support.batches import KL_LOSS, SMALL, scored
 from tests.support.learners import config, learner, never
 from tests.support.ranks import on_ranks
-from yaoki.checkpoint.io.sharding import local
+from yaoki.checkpoint.io.sharding import local_tensor
 from yaoki.learner.learner import Learner
-from yaoki.learner.shard import whole
+from yaoki.learner.shard import full_tensor
 from yaoki.ranks.world import World
 
 
@@ -33,18 +33,20 @@ def trained(is_moved: bool) -> Callable[[World], dict[str, torch.Tensor]]:
             step(made, number)
             if is_moved:
                 before = made.policy.weights() | made.policy.moments()
-                kept = {name: (local(t).clone(), t._version) for name, t in before.items()}
+                kept = {name: (local_tensor(t).clone(), t._version) for name, t in before.items()}
                 move(made)
                 for name, tensor in (made.policy.weights() | made.policy.moments()).items():
                     is_number = name.startswith("step/")  # stays where it is
-                    assert is_number or local(tensor).data_ptr() != local(before[name]).data_ptr()
-                    assert torch.equal(local(tensor), kept[name][0])
+                    assert (
+                        is_number or local_tensor(tensor).data_ptr() != local_tensor(before[name]).data_ptr()
+                    )
+                    assert torch.equal(local_tensor(tensor), kept[name][0])
                 for name, tensor in before.items():  # what a snapshot refers to
-                    assert torch.equal(local(tensor), kept[name][0])
+                    assert torch.equal(local_tensor(tensor), kept[name][0])
                     assert tensor._version == kept[name][1]
-            made.rest()
-            made.rise()
-        return {n: whole(t).clone() for n, t in (made.policy.weights() | made.policy.moments()).items()}
+            made.offload()
+            made.onload()
+        return {n: full_tensor(t).clone() for n, t in (made.policy.weights() | made.policy.moments()).items()}
 
     return work
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tests.support.batches import GRPO, KL_LOSS, SMALL, chosen, off_policy, scored
 from tests.support.learners import config, learner, never, rollouts
 from tests.support.ranks import on_ranks
-from yaoki.learner.shard import whole
+from yaoki.learner.shard import full_tensor
 from yaoki.ranks.world import World, alone
 
 NUM_STEPS = 2
@@ -25,7 +25,7 @@ def train(world: World, *overrides: str) -> dict[str, torch.Tensor]:
         stats = made.update(experience, step, 0.3, never)
     found = {f"policy/{name}": tensor.clone() for name, tensor in made.weights()}
     if made.critic is not None:
-        found |= {f"critic/{n}": whole(t).clone() for n, t in made.critic.weights().items()}
+        found |= {f"critic/{n}": full_tensor(t).clone() for n, t in made.critic.weights().items()}
     assert stats.policy is not None
     found["stats"] = torch.tensor([stats.policy.loss, stats.policy.entropy, stats.policy.grad_norm])
     return found

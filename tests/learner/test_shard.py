@@ -11,9 +11,9 @@ from tests.support.allocations import allocations
 from tests.support.learners import config
 from tests.support.ranks import on_ranks
 from yaoki.learner.network import TrainedNetwork
-from yaoki.learner.shard import fill, shard, whole
+from yaoki.learner.shard import full_tensor, scatter_weights, shard
 from yaoki.models.critic import init_value_head, token_values
-from yaoki.models.meta import skeleton
+from yaoki.models.meta import on_meta
 from yaoki.ranks.world import World, alone
 
 CPU = torch.device("cpu")
@@ -47,13 +47,13 @@ def given(kind: str) -> PreTrainedModel:
 
 
 def filled(kind: str, world: World, *overrides: str) -> PreTrainedModel:
-    made = shard(skeleton(lambda: build(kind)), world, config(*overrides).train, CPU)
-    fill(made, given(kind) if world.is_first else None, world)
+    made = shard(on_meta(lambda: build(kind)), world, config(*overrides).train, CPU)
+    scatter_weights(made, given(kind) if world.is_first else None, world)
     return made
 
 
 def gathered(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
+    return {name: full_tensor(tensor).clone() for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,7 +89,7 @@ def learnt(model: PreTrainedModel, kind: str) -> dict[str, torch.Tensor]:
             model(input_ids=ids).logits.square().mean().backward()
         network.clip_gradients()
         network.step()
-    return {name: whole(t).clone() for name, t in (network.weights() | network.moments()).items()}
+    return {name: full_tensor(t).clone() for name, t in (network.weights() | network.moments()).items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,9 +113,9 @@ def test_no_rank_takes_memory_for_a_whole_tensor(kind: str, tmp_path: Path) -> N
     model = given(kind)
 
     def taken(world: World) -> tuple[int, int]:
-        made = skeleton(lambda: build(kind))
+        made = on_meta(lambda: build(kind))
         with allocations() as found:
-            fill(shard(made, world, config().train, CPU), model if world.is_first else None, world)
+            scatter_weights(shard(made, world, config().train, CPU), model if world.is_first else None, world)
         return found.largest, found.peak
 
     sizes = [4 * tensor.numel() for tensor in model.parameters()]
@@ -128,5 +128,5 @@ def test_no_rank_takes_memory_for_a_whole_tensor(kind: str, tmp_path: Path) -> N
 
 def test_what_was_given_takes_no_memory_afterwards() -> None:
     whole_model = given("untied")
-    fill(given("untied"), whole_model, alone())
+    scatter_weights(given("untied"), whole_model, alone())
     assert all(parameter.is_meta for parameter in whole_model.parameters())

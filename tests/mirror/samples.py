@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from yaoki import fs
 from yaoki.checkpoint.layout import MANIFEST, directory_name
 from yaoki.checkpoint.manifest import FORMAT_VERSION, FileEntry, Manifest, PartEntry, Scope, parse_manifest
-from yaoki.journal.layout import PartName, step_name
+from yaoki.journal.layout import SegmentName, step_name
 from yaoki.mirror.push import Copier
 from yaoki.mirror.remote import Remote
 
@@ -123,7 +123,7 @@ def add_part(path: Path, step: int, content: str, number: int = 1) -> Path:
     data = content.encode()
     folder = path / "rollouts" / step_name(step)
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / str(PartName(0, number, xxhash.xxh3_128_hexdigest(data)))
+    part = folder / str(SegmentName(0, number, xxhash.xxh3_128_hexdigest(data)))
     part.write_bytes(data)
     return part
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from tests.support.allocations import allocations
 from yaoki.models.critic import build_critic
-from yaoki.models.meta import settle, skeleton
+from yaoki.models.meta import materialize, on_meta
 from yaoki.models.policy import build_causal_lm, load_causal_lm
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_filled_it_is_the_model_built_as_usual(kind: str, tmp_path: Path) -> Non
     """Also on texts that are longer than the model was made for: `dynamic` then computes new frequencies."""
     CONFIGS[kind]().save_pretrained(tmp_path)
     build = partial(build_causal_lm, str(tmp_path), trust_remote_code=False, dropout=0.0)
-    usual, made = build().eval(), skeleton(build).eval()
+    usual, made = build().eval(), on_meta(build).eval()
     assert made.config.to_dict() == usual.config.to_dict()
     assert all(parameter.is_meta for parameter in made.parameters())
     buffers = dict(made.named_buffers())
@@ -72,7 +72,7 @@ def test_filled_it_is_the_model_built_as_usual(kind: str, tmp_path: Path) -> Non
         assert torch.equal(buffers[name], buffer), name
         assert buffers[name].dtype == buffer.dtype
 
-    settle(made, CPU)
+    materialize(made, CPU)
     made.load_state_dict(usual.state_dict())
     ids = torch.arange(100).remainder(40)[None]
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_filled_it_is_the_model_built_as_usual(kind: str, tmp_path: Path) -> Non
 def test_a_critic_too(tmp_path: Path) -> None:
     Qwen2Config(**SIZES).save_pretrained(tmp_path)
     build = partial(build_critic, str(tmp_path), trust_remote_code=False, dropout=0.0)
-    usual, made = build().eval(), settle(skeleton(build), CPU).eval()
+    usual, made = build().eval(), materialize(on_meta(build), CPU).eval()
     made.load_state_dict(usual.state_dict())
     ids = torch.arange(30)[None]
     with torch.no_grad():
@@ -105,16 +105,16 @@ def test_nothing_is_allocated_or_drawn() -> None:
     )
     before = torch.get_rng_state()
     with allocations() as taken:
-        made = skeleton(lambda: AutoModelForCausalLM.from_config(config))
+        made = on_meta(lambda: AutoModelForCausalLM.from_config(config))
     assert sum(parameter.numel() for parameter in made.parameters()) > 7e9
     assert taken.peak < 100_000
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_tied_weights_stay_tied(tiny: str) -> None:
-    made = skeleton(partial(build_causal_lm, tiny, trust_remote_code=False, dropout=0.0))
+    made = on_meta(partial(build_causal_lm, tiny, trust_remote_code=False, dropout=0.0))
     assert made.get_parameter("lm_head.weight") is made.get_parameter("model.embed_tokens.weight")
-    settle(made, CPU)
+    materialize(made, CPU)
     assert made.get_parameter("lm_head.weight") is made.get_parameter("model.embed_tokens.weight")
     assert not any(parameter.is_meta for parameter in made.parameters())
 
@@ -122,6 +122,6 @@ def test_tied_weights_stay_tied(tiny: str) -> None:
 def test_what_has_weights_keeps_them(tiny: str) -> None:
     model = load_causal_lm(tiny, trust_remote_code=False, dropout=0.0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    settled: PreTrainedModel = settle(model, CPU)
+    settled: PreTrainedModel = materialize(model, CPU)
     assert settled is model
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

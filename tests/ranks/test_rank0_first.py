@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.ranks import Failure, on_ranks, outcomes
 from yaoki.errors import StopRequested, UsageError
-from yaoki.ranks.agree import together, while_first_works
+from yaoki.ranks.agree import rank0_first, run_on_all
 from yaoki.ranks.world import World, alone
 
 TIMEOUT_S = 3.0
@@ -21,7 +21,7 @@ def test_the_others_wait_for_longer_than_a_collective_would(tmp_path: Path) -> N
             time.sleep(1.7 * TIMEOUT_S)
             return 7
 
-        found = [while_first_works(world, long), while_first_works(world, lambda: 8)]
+        found = [rank0_first(world, long), rank0_first(world, lambda: 8)]
         return found, b"".join(world.loop.gather(b"%d" % world.rank))
 
     first, *others = on_ranks(3, tmp_path, work, timeout_s=TIMEOUT_S)
@@ -31,7 +31,7 @@ def test_the_others_wait_for_longer_than_a_collective_would(tmp_path: Path) -> N
 
 def test_a_first_rank_that_is_gone_is_noticed(tmp_path: Path) -> None:
     def work(world: World) -> None:
-        while_first_works(world, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        rank0_first(world, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
     found = outcomes(2, tmp_path, work, timeout_s=TIMEOUT_S)
     assert 0 not in found
@@ -48,7 +48,7 @@ def test_what_it_raises_reaches_all(error: Exception, on_others: str, tmp_path: 
         raise error
 
     def work(world: World) -> None:
-        together(world.loop, lambda: while_first_works(world, fail))
+        run_on_all(world.loop, lambda: rank0_first(world, fail))
 
     found = outcomes(2, tmp_path, work, timeout_s=TIMEOUT_S)
     assert type(error).__name__ + ": no" in found[0].text
@@ -56,4 +56,4 @@ def test_what_it_raises_reaches_all(error: Exception, on_others: str, tmp_path: 
 
 
 def test_one_rank_just_works() -> None:
-    assert while_first_works(alone(), lambda: 3) == 3
+    assert rank0_first(alone(), lambda: 3) == 3

@@ -3,7 +3,7 @@
 import pytest
 
 from yaoki.errors import StopRequested
-from yaoki.ranks.agree import unless_stopped
+from yaoki.ranks.agree import stop_together
 
 
 def work_that_stops() -> int:
@@ -11,7 +11,7 @@ def work_that_stops() -> int:
 
 
 def test_work_that_nobody_stops() -> None:
-    assert unless_stopped(lambda: 3, lambda mine: mine) == 3
+    assert stop_together(lambda: 3, lambda mine: mine) == 3
 
 
 def test_work_that_is_stopped_here() -> None:
@@ -22,15 +22,15 @@ def test_work_that_is_stopped_here() -> None:
         return mine
 
     with pytest.raises(StopRequested, match="mine"):
-        unless_stopped(work_that_stops, any_reason)
+        stop_together(work_that_stops, any_reason)
     assert told == ["mine"]
 
 
 def test_work_that_is_stopped_elsewhere() -> None:
     with pytest.raises(StopRequested, match="theirs"):
-        unless_stopped(lambda: 3, lambda mine: "theirs")
+        stop_together(lambda: 3, lambda mine: "theirs")
     with pytest.raises(StopRequested, match="theirs"):
-        unless_stopped(work_that_stops, lambda mine: "theirs")
+        stop_together(work_that_stops, lambda mine: "theirs")
 
 
 def test_what_goes_wrong_is_not_a_stop() -> None:
@@ -38,4 +38,4 @@ def test_what_goes_wrong_is_not_a_stop() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        unless_stopped(work, lambda mine: pytest.fail("nobody is asked"))
+        stop_together(work, lambda mine: pytest.fail("nobody is asked"))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yaoki.errors import YaokiError
-from yaoki.rl.batch import Experience, deal, micro_batches, mini_batches, pad_rollouts
+from yaoki.rl.batch import Experience, balance_groups, micro_batches, mini_batches, pad_rollouts
 
 from .ragged import checked, seeds
 
@@ -92,7 +92,7 @@ def test_rows_are_copies_and_columns_cannot_be_replaced_in_place() -> None:
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 40)), max_size=20), st.integers(1, 4))
 def test_whole_groups_are_dealt_out_evenly(rows: list[tuple[int, int]], num_ranks: int) -> None:
     groups, num_tokens = [group for group, _ in rows], [tokens for _, tokens in rows]
-    shares = deal(groups, num_tokens, num_ranks)
+    shares = balance_groups(groups, num_tokens, num_ranks)
     assert len(shares) == num_ranks
     assert sorted(row for share in shares for row in share) == list(range(len(rows)))
     assert all(share == sorted(share) for share in shares)
@@ -110,9 +110,9 @@ def test_whole_groups_are_dealt_out_evenly(rows: list[tuple[int, int]], num_rank
 
 
 def test_one_rank_gets_everything_in_its_order() -> None:
-    assert deal([2, 0, 2, 1], [5, 9, 1, 1], 1) == [[0, 1, 2, 3]]
-    assert deal([2, 0, 2, 1], [5, 9, 1, 1], 3) == [[1], [0, 2], [3]]
-    assert deal([0], [5], 3) == [[0], [], []]
+    assert balance_groups([2, 0, 2, 1], [5, 9, 1, 1], 1) == [[0, 1, 2, 3]]
+    assert balance_groups([2, 0, 2, 1], [5, 9, 1, 1], 3) == [[1], [0, 2], [3]]
+    assert balance_groups([0], [5], 3) == [[0], [], []]
 
 
 def test_micro_batches_by_hand() -> None:

@@ -11,7 +11,7 @@ from yaoki.rollout.collect import JudgedCompletion, NoLog, Peers, Place, Rollout
 from yaoki.rollout.engine import OnFinished, Poll, Request, keep_none
 from yaoki.rollout.engines.scripted import ScriptedEngine
 from yaoki.seeding import Purpose, seed
-from yaoki.train.exchange import RolloutPeers
+from yaoki.train.exchange import RolloutExchange
 from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason
 
 PROMPTS = [
@@ -78,7 +78,7 @@ def gather(
         poll=poll,
         on_progress=lambda done, total: None if progress is None else progress.append((done, total)),
         log=log or NoLog(),
-        peers=peers or RolloutPeers(alone()),
+        peers=peers or RolloutExchange(alone()),
     )
 
 
@@ -150,7 +150,7 @@ def test_other_steps_samples_and_purposes_have_other_seeds() -> None:
             poll=lambda: None,
             on_progress=lambda done, total: None,
             log=NoLog(),
-            peers=RolloutPeers(alone()),
+            peers=RolloutExchange(alone()),
         )
         return [request.seed for request in engine.batches[0]]
 
@@ -299,6 +299,6 @@ def test_a_stop_of_another_rank_is_one_here() -> None:
 def test_neighbours_that_share_an_engine_have_the_same_share(
     ranks_per_engine: int, shares: list[int]
 ) -> None:
-    peers = [RolloutPeers(replace(alone(), rank=rank, size=4), ranks_per_engine) for rank in range(4)]
+    peers = [RolloutExchange(replace(alone(), rank=rank, size=4), ranks_per_engine) for rank in range(4)]
     assert [each.share for each in peers] == shares
     assert {each.num_shares for each in peers} == {4 // ranks_per_engine}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from yaoki.rollout.engines.global_state import settings_kept
+from yaoki.rollout.engines.global_state import preserve_torch_globals
 
 
 def settings() -> list[Any]:
@@ -44,7 +44,7 @@ def test_it_is_as_it_was(deterministic: bool, fails: bool) -> None:
     try:
         before = settings()
         try:
-            with settings_kept():
+            with preserve_torch_globals():
                 assert not torch.are_deterministic_algorithms_enabled()
                 disturb()
                 if fails:

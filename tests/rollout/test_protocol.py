@@ -11,7 +11,7 @@ from yaoki.rollout.engine import Request, RolloutEngine, Sampling
 from yaoki.rollout.engines.scripted import ScriptedEngine
 from yaoki.rollout.engines.stopping import StopCondition
 from yaoki.rollout.engines.transformers import TransformersEngine
-from yaoki.rollout.engines.vllm import Row
+from yaoki.rollout.engines.vllm import PartialCompletion
 from yaoki.types import Completion, FinishReason
 
 Make = Callable[[PreTrainedModel, PreTrainedTokenizerBase], RolloutEngine]
@@ -110,24 +110,24 @@ def test_without_weights_there_are_no_logprobs(
 
 def test_tokens_after_the_end_are_left_out(tokenizer: PreTrainedTokenizerBase) -> None:
     """A library may hand on several tokens at a time."""
-    row, stop = Row(5), StopCondition(tokenizer, ["</answer>"])
+    row, stop = PartialCompletion(5), StopCondition(tokenizer, ["</answer>"])
     text = tokenizer("ab</answer>cd")["input_ids"]
     row.extend([(token, -0.5) for token in text[:2]], stop)
     assert row.reason is None
     row.extend([(token, -0.25) for token in text[2:]], stop)
     completion = row.completion(tokenizer)
     assert completion == Completion(tuple(text[:3]), (-0.5, -0.5, -0.25), "ab</answer>", FinishReason.STOP)
-    cut = Row(0)
+    cut = PartialCompletion(0)
     cut.extend([(token, -0.5) for token in text[:2]], stop)
     assert cut.completion(tokenizer).finish_reason is FinishReason.LENGTH
-    ended = Row(0)
+    ended = PartialCompletion(0)
     ended.extend([(tokenizer.eos_token_id, -0.5), (text[0], -0.5)], stop)
     assert ended.completion(tokenizer) == Completion((tokenizer.eos_token_id,), (-0.5,), "", FinishReason.EOS)
 
 
 @pytest.mark.parametrize("logprob", [float("nan"), float("-inf")])
 def test_a_token_from_nowhere_is_an_error(tokenizer: PreTrainedTokenizerBase, logprob: float) -> None:
-    row = Row(0)
+    row = PartialCompletion(0)
     row.extend([(65, -1.0), (66, logprob)], StopCondition(tokenizer, []))
     with pytest.raises(YaokiError, match="not finite"):
         row.completion(tokenizer)

@@ -19,7 +19,7 @@ from tests.support.ranks import Failure, on_ranks, outcomes
 from yaoki.config.schema import Config
 from yaoki.errors import NothingThereError, YaokiError
 from yaoki.learner import shard
-from yaoki.learner.shard import whole
+from yaoki.learner.shard import full_tensor
 from yaoki.models.builtin import tiny_tokenizer
 from yaoki.models.critic import load_critic
 from yaoki.models.huggingface import export_model
@@ -73,7 +73,7 @@ def start(config: Config, run: Path, world: World) -> Models:
 
 def gathered(model: PreTrainedModel | None) -> dict[str, torch.Tensor]:
     assert model is not None
-    return {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
+    return {name: full_tensor(tensor).clone() for name, tensor in model.state_dict().items()}
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: PreTrainedModel) -> None:

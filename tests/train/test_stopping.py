@@ -157,7 +157,7 @@ def test_there_is_no_budget_unless_asked_for() -> None:
     assert StopSignal(1e6, alone()).reason is None
     assert StopSignal(1e-9, alone()).reason is None
     stop = StopSignal(1e-9, alone())
-    stop.got_on()
+    stop.made_progress()
     assert "1e-09" in str(stop.reason)
 
 
@@ -170,7 +170,7 @@ def test_the_budget_leaves_time_to_save() -> None:
     stop.saved(20)
     stop.saved(30)
     assert stop.reason is None
-    stop.got_on()
+    stop.made_progress()
     assert stop.reason is None
     stop._started_s -= 71
     assert stop.reason == "of the time budget of 100 s only 30 s to leave are left"

@@ -9,7 +9,7 @@ import torch
 
 from tests.support.attempts import STEPS, config_of, train_here
 from tests.support.harness import assert_same_run, checkpoint_steps, final_state
-from yaoki.checkpoint.io.frozen import TensorSource
+from yaoki.checkpoint.io.frozen import FrozenTensors
 from yaoki.checkpoint.verify import read_manifest
 from yaoki.errors import YaokiError
 from yaoki.train.trainer import Trainer
@@ -21,13 +21,13 @@ def test_a_trainer_that_writes_in_the_window_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An average of weights, say, that somebody updates where the held-out accuracy is measured."""
-    measure, begin = Trainer._evaluate_if_due, TensorSource.begin
-    is_written, saves = threading.Event(), []
+    measure, begin = Trainer._evaluate_if_due, FrozenTensors.begin
+    writes_shard, saves = threading.Event(), []
 
-    def begin_late(self: TensorSource, groups: Any, check: Any) -> None:
+    def begin_late(self: FrozenTensors, groups: Any, check: Any) -> None:
         saves.append(self)
         if len(saves) == 2:
-            is_written.wait(60)
+            writes_shard.wait(60)
         begin(self, groups, check)
 
     def measure_and_write(self: Trainer) -> float | None:
@@ -35,10 +35,10 @@ def test_a_trainer_that_writes_in_the_window_is_stopped(
         if self.state.progress.global_step == 2:
             with torch.no_grad():
                 next(self.state.learner.policy.model.parameters()).mul_(1.0)
-            is_written.set()
+            writes_shard.set()
         return found
 
-    monkeypatch.setattr(TensorSource, "begin", begin_late)
+    monkeypatch.setattr(FrozenTensors, "begin", begin_late)
     monkeypatch.setattr(Trainer, "_evaluate_if_due", measure_and_write)
     with pytest.raises(YaokiError, match="written to between two updates"):
         train_here(tmp_path / "run", config_of(*EVERY_STEP))

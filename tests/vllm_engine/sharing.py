@@ -19,7 +19,7 @@ from yaoki.rollout.collect import collect
 from yaoki.rollout.engine import Poll, Sampling
 from yaoki.rollout.engines.vllm import VllmEngine
 from yaoki.seeding import Purpose
-from yaoki.train.exchange import RolloutPeers
+from yaoki.train.exchange import RolloutExchange
 from yaoki.train.weight_sync import check_weights, probe_ids, tolerance
 from yaoki.types import Prompt, Rollout, Task, Verdict, VerdictReason
 
@@ -85,7 +85,7 @@ def collected(engine: VllmEngine, world: World) -> dict[str, Any]:
     rollouts = collect(
         engine, AlwaysRight(), prompts, purpose=Purpose.ROLLOUT, run_seed=1, step=0, num_samples=2,
         batch_size=4, poll=no_poll, on_progress=lambda done, total: None, log=log,
-        peers=RolloutPeers(world, 2),
+        peers=RolloutExchange(world, 2),
     )  # fmt: skip
     return {"logged": log.places, "rollouts": [rollout.completion.token_ids for rollout in rollouts]}
 

@@ -231,7 +231,7 @@ def _created_unix_s(path: Path) -> float | None:
         return None
 
 
-def take_over(checkpoint: ValidCheckpoint, checkpoints: Path) -> bool:
+def adopt_checkpoint(checkpoint: ValidCheckpoint, checkpoints: Path) -> bool:
     """Put the files of a checkpoint into another `checkpoints/`, under its own name. True if all are links.
 
     What was copied has not been read back.

@@ -23,7 +23,7 @@ from types import TracebackType
 from yaoki import fs
 from yaoki.checkpoint.chunks import ChunkDigester
 from yaoki.checkpoint.manifest import FileEntry
-from yaoki.thread import Worker
+from yaoki.thread import SerialThread
 
 BLOCK_BYTES = 8 << 20
 """Large, because for each block the disk's thread must get hold of the interpreter, which may be busy."""
@@ -108,7 +108,7 @@ class DiskWriter:
         """`poll` is called between blocks; what it raises ends the writing."""
         self._blocks: deque[tuple[memoryview, Future[None] | None]] = deque((block, None) for block in blocks)
         self._poll = poll
-        self._worker = Worker("checkpoint disk")
+        self._worker = SerialThread("checkpoint disk")
         self._last: Future[None] | None = None
         self._file: fs.OpenFile | None = None
         self._error: OSError | None = None
@@ -204,7 +204,7 @@ def reading(
     ahead; do not use any of `blocks` before the context is left.
     """
     direct = _Direct(file)
-    worker = Worker("checkpoint reader")
+    worker = SerialThread("checkpoint reader")
     try:
         yield _views(direct, blocks, worker, spans)
     finally:
@@ -212,7 +212,7 @@ def reading(
 
 
 def _views(
-    direct: "_Direct", blocks: Sequence[memoryview], worker: Worker, spans: Iterable[tuple[int, int]]
+    direct: "_Direct", blocks: Sequence[memoryview], worker: SerialThread, spans: Iterable[tuple[int, int]]
 ) -> Iterator[tuple[int, memoryview]]:
     size = len(blocks[0])
     left = ((at, min(size, end - at)) for begin, end in spans for at in range(begin, end, size))

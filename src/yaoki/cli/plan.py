@@ -87,7 +87,7 @@ def _time(seconds: float) -> str:
 
 
 def _memory_rows(memory: Memory) -> list[tuple[str, str, str]]:
-    learner = "updating" if memory.learner_rests else "always"
+    learner = "updating" if memory.learner_offloads else "always"
     engine = "generating" if memory.engine_sleeps else "always"
     rows = [
         ("memory of each worker", "about", "when"),
@@ -116,7 +116,7 @@ def _peak_time(memory: Memory) -> str:
 def _warning(memory: Memory, config: Config, gpu_gb: float) -> str:
     """What is too much, and the settings that make the largest part of it smaller."""
     phase, parts = _peak_time(memory), []
-    if phase != "generating" or not memory.learner_rests:
+    if phase != "generating" or not memory.learner_offloads:
         offload = ["train.offload=true"] if phase == "generating" else []
         parts.append((memory.learner_bytes, [*offload, "more workers"]))
     if phase != "updating" or not memory.engine_sleeps:

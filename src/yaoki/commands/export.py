@@ -24,7 +24,7 @@ from yaoki.seeding import Purpose
 from yaoki.train.accuracy import Accuracy, accuracy
 from yaoki.train.console import Console
 from yaoki.train.dataset import Tasks
-from yaoki.train.exchange import RolloutPeers
+from yaoki.train.exchange import RolloutExchange
 from yaoki.train.networks import Models, build_engine, choose_device
 from yaoki.types import Rollout
 
@@ -95,7 +95,7 @@ def evaluate_model(source: Path, at: int | None, config: Config, console: Consol
             poll=_never_stop,
             on_progress=advance,
             log=NoLog(),
-            peers=RolloutPeers(alone()),
+            peers=RolloutExchange(alone()),
         )
     return Evaluation(accuracy(rollouts), rollouts, step)
 

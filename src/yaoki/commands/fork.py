@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yaoki import fs
-from yaoki.checkpoint.catalog import take_over
+from yaoki.checkpoint.catalog import adopt_checkpoint
 from yaoki.checkpoint.layout import directory_name
 from yaoki.checkpoint.manifest import Manifest
 from yaoki.checkpoint.verify import verify
@@ -70,7 +70,7 @@ def fork(
     try:
         making.create(config, name=target.path.name, parent=parent)
         copy_tree(source.model, making.model)
-        is_linked = take_over(checkpoint, making.checkpoints)
+        is_linked = adopt_checkpoint(checkpoint, making.checkpoints)
         if not is_linked:
             verify(making.checkpoints / directory_name(step))
         fs.publish(making.metrics_path, rows_of(source, checkpoint))
@@ -90,7 +90,7 @@ def _require_free(path: Path) -> None:
 def _parent(source: RunDirectory, manifest: Manifest, changes: tuple[str, ...]) -> Parent:
     """What the new run says of its origin. A fork of a fork may take over what its parent had taken over."""
     grandparent = source.parent
-    if grandparent is not None and grandparent.gave(manifest):
+    if grandparent is not None and grandparent.is_source_of(manifest):
         changes = (*grandparent.changes, *(name for name in changes if name not in grandparent.changes))
     return Parent(
         run_id=manifest.run_id,

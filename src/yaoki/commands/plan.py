@@ -67,7 +67,7 @@ class Memory:
     activations_bytes: int
     """What the backward pass of one micro-batch needs, see `_activation_bytes`."""
 
-    learner_rests: bool
+    learner_offloads: bool
     """`train.offload` is set."""
     engine_sleeps: bool
     """The engine is vLLM."""
@@ -86,7 +86,7 @@ class Memory:
     def generating_bytes(self) -> int:
         """There while completions are sampled."""
         engine_bytes = self.engine_weights_bytes + self.cache_bytes
-        return engine_bytes if self.learner_rests else engine_bytes + self.learner_bytes
+        return engine_bytes if self.learner_offloads else engine_bytes + self.learner_bytes
 
     @property
     def pushing_bytes(self) -> int:
@@ -189,7 +189,7 @@ def _memory(config: Config, policy: Architecture, critic: Architecture | None, n
         gradients_bytes=gradients,
         gathered_bytes=gathered,
         activations_bytes=activations,
-        learner_rests=config.train.offload,
+        learner_offloads=config.train.offload,
         engine_sleeps=config.engine.type == "vllm",
     )
 

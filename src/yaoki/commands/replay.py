@@ -7,7 +7,7 @@ the run's checkpoints. Every one is held to what the run recorded of it. Nothing
 from pathlib import Path
 
 from yaoki import fs
-from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint, take_over
+from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint, adopt_checkpoint
 from yaoki.checkpoint.layout import Kind, directory_name
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.verify import verify
@@ -82,8 +82,8 @@ def _restore(directory: RunDirectory, base: ValidCheckpoint | None, step: int, c
         _prepare(directory, base, range(first + 1, step + 1), scratch)
         config = _config(directory.stored_config(), step)
         scratch.store_config(_config(directory.stored_config(), max(step, 1)))  # a config has no step 0
-        whence = "the config" if base is None else base.path.name
-        console.note(f"restoring step {step} of {directory.path} from {whence} and the journal")
+        base_name = "the config" if base is None else base.path.name
+        console.note(f"restoring step {step} of {directory.path} from {base_name} and the journal")
         train(scratch, config, console, replay_only=True)
         _require_same_rows(directory, scratch, step)
         fs.make_directory(directory.checkpoints)
@@ -136,7 +136,7 @@ def _prepare(
         if (directory.path / name).is_file():
             copy_file(directory.path / name, scratch.path / name)
     if base is not None:
-        take_over(base, scratch.checkpoints)
+        adopt_checkpoint(base, scratch.checkpoints)
     for step in steps:
         link_files(directory.rollouts / step_name(step), scratch.rollouts / step_name(step))
     for record in sorted(directory.path.glob("attempts/*/superseded.jsonl")):

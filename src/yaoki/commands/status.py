@@ -13,7 +13,7 @@ from yaoki.journal.metrics import Row, held_out_accuracies, read_metrics
 from yaoki.journal.retention import journal_summary
 from yaoki.runs.directory import RunDirectory
 from yaoki.runs.environment import software
-from yaoki.runs.grade import judge
+from yaoki.runs.grade import grade_of
 
 
 def run_status(directory: RunDirectory, *, read_all: bool = False) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _resume(directory: RunDirectory, read_all: bool) -> dict[str, Any]:
             rows_of(directory, choice.checkpoint)
     except CorruptCheckpointError as error:
         return {"possible": False, "problem": error.message}
-    verdict = judge(choice, software(), config, directory.parent)
+    verdict = grade_of(choice, software(), config, directory.parent)
     summary = directory.summary()
     replay = count_replayable(
         directory.rollouts,

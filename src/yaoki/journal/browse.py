@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from yaoki import fs
 from yaoki.errors import NothingThereError
 from yaoki.journal.columns import PARQUET_OPTIONS, rollout_table
-from yaoki.journal.layout import part_names, step_name
-from yaoki.journal.recovery import Refusal, read_parts
+from yaoki.journal.layout import segment_names, step_name
+from yaoki.journal.recovery import Refusal, read_segments
 from yaoki.journal.retention import journaled_steps
-from yaoki.journal.segments import PART_SCHEMA
+from yaoki.journal.segments import SEGMENT_SCHEMA
 from yaoki.types import Rollout
 
 
@@ -62,13 +62,13 @@ def read_step(
 
     `columns` of PART_SCHEMA; all if not given. Raises NothingThereError if the journal has no such step.
     """
-    names = list(columns or PART_SCHEMA.names)
+    names = list(columns or SEGMENT_SCHEMA.names)
     needed = list(dict.fromkeys([*names, "prompt", "sample"]))
     place = directory / step_name(step)
     if not place.is_dir():
         raise NothingThereError(f"the journal holds nothing of step {step}", hint=_what_there_is(directory))
-    parts, refused = read_parts(place, needed)
-    schema = pa.schema([PART_SCHEMA.field(name) for name in needed])
+    parts, refused = read_segments(place, needed)
+    schema = pa.schema([SEGMENT_SCHEMA.field(name) for name in needed])
     tables = [part.table.select(needed).replace_schema_metadata() for part in parts]
     table = pa.concat_tables([schema.empty_table(), *tables])
     order = table["prompt"].to_numpy().astype(np.int64) << 32 | table["sample"].to_numpy()
@@ -149,7 +149,7 @@ def count_replayable(
 def _num_rollouts(directory: Path, run_id: str, config_digest: str) -> int:
     """Rows in the parts of this run and config; a part whose footer cannot be read has none."""
     total = 0
-    for name in part_names(directory):
+    for name in segment_names(directory):
         if name.suffix:
             continue
         try:

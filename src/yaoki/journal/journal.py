@@ -14,15 +14,15 @@ from types import TracebackType
 from yaoki import fs
 from yaoki.journal.columns import Sample
 from yaoki.journal.group_commit import Batch, GroupCommit
-from yaoki.journal.layout import UNFINISHED_SUFFIX, names_in, part_names, step_name
+from yaoki.journal.layout import UNFINISHED_SUFFIX, names_in, segment_names, step_name
 from yaoki.journal.recovery import Refusal, StepContents, Wanted, read_step_for, set_aside
 from yaoki.journal.retention import prune_steps
-from yaoki.journal.segments import JournalIdentity, encode_part
+from yaoki.journal.segments import JournalIdentity, encode_segment
 from yaoki.types import Prompt, Rollout
 
 __all__ = ["JournalIdentity", "Refusal", "RolloutJournal", "Sample"]
 
-_MAX_PART_TOKENS = 1 << 22
+_MAX_SEGMENT_TOKENS = 1 << 22
 """A part ends with the micro-batch that reaches this, so that no part is too large to be read back."""
 
 
@@ -87,7 +87,7 @@ class RolloutJournal:
         wait()
         if self._identity.rank == 0:  # every rank refuses the same; one of them moves it away
             self._refusals += [set_aside(refusal, quarantine) for refusal in self._contents.refused]
-            self._refusals += self._strangers(directory)
+            self._refusals += self._unknown_files(directory)
         self._next_number = self._clean_and_number(directory, quarantine)
 
     def find(self, places: Sequence[tuple[int, int]]) -> list[Sample] | None:
@@ -127,7 +127,7 @@ class RolloutJournal:
         directory = self._step_directory()
         fs.make_directory(directory)
         for rollouts in _groups(batches):
-            name, data = encode_part(rollouts, self._identity, self._step, self._next_number)
+            name, data = encode_segment(rollouts, self._identity, self._step, self._next_number)
             self._next_number += 1
             fs.publish(directory / str(name), memoryview(data))
 
@@ -135,7 +135,7 @@ class RolloutJournal:
         """Remove unfinished parts of this rank (the first one: of dead ranks too); an unused number."""
         numbers = [0]
         for place in (directory, quarantine):
-            for name in part_names(place):
+            for name in segment_names(place):
                 is_ours = name.rank == self._identity.rank
                 if not is_ours and not (self._identity.rank == 0 and name.rank >= self._num_ranks):
                     continue
@@ -144,8 +144,8 @@ class RolloutJournal:
                     fs.remove_file(place / str(name))
         return max(numbers) + 1
 
-    def _strangers(self, directory: Path) -> list[Refusal]:
-        ours = {str(name) for name in part_names(directory) if name.suffix in ("", UNFINISHED_SUFFIX)}
+    def _unknown_files(self, directory: Path) -> list[Refusal]:
+        ours = {str(name) for name in segment_names(directory) if name.suffix in ("", UNFINISHED_SUFFIX)}
         reason = "left alone: no part of the journal has such a name"
         return [Refusal(directory / name, reason) for name in names_in(directory) if name not in ours]
 
@@ -163,7 +163,7 @@ def _groups(batches: Sequence[Batch]) -> Iterator[list[Rollout]]:
     for batch in batches:
         group += batch
         num_tokens += sum(len(rollout.completion.token_ids) for rollout in batch)
-        if num_tokens >= _MAX_PART_TOKENS:
+        if num_tokens >= _MAX_SEGMENT_TOKENS:
             yield group
             group, num_tokens = [], 0
     if group:

@@ -19,7 +19,7 @@ _PART = re.compile(r"rank-([0-9]{3,9})-part-([0-9]{5,9})-([0-9a-f]{32})\.parquet
 
 
 @dataclass(frozen=True, slots=True)
-class PartName:
+class SegmentName:
     """A file name that begins as a part's does."""
 
     rank: int
@@ -34,18 +34,18 @@ class PartName:
         return f"rank-{self.rank:03d}-part-{self.number:05d}-{self.digest}.parquet{self.suffix}"
 
 
-def parse_part(name: str) -> PartName | None:
+def parse_segment(name: str) -> SegmentName | None:
     """None for a name that does not begin as a part's does."""
     match = _PART.fullmatch(name)
     if match is None:
         return None
     rank, number, digest, suffix = match.groups()
-    return PartName(int(rank), int(number), digest, suffix or "")
+    return SegmentName(int(rank), int(number), digest, suffix or "")
 
 
-def part_names(directory: Path) -> list[PartName]:
+def segment_names(directory: Path) -> list[SegmentName]:
     """The names in a step's directory that begin as those of parts do, in order."""
-    parsed = map(parse_part, names_in(directory))
+    parsed = map(parse_segment, names_in(directory))
     return [name for name in parsed if name is not None]
 
 

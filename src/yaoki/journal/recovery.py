@@ -13,8 +13,8 @@ import numpy as np
 
 from yaoki import fs
 from yaoki.journal.columns import Sample, SampleRows
-from yaoki.journal.layout import part_names
-from yaoki.journal.segments import JournalIdentity, Part, PartRefused, read_part
+from yaoki.journal.layout import segment_names
+from yaoki.journal.segments import JournalIdentity, Segment, SegmentRejected, read_segment
 from yaoki.types import Prompt
 
 
@@ -64,23 +64,25 @@ class StepContents:
                 continue
             other, other_rows, other_row = held
             if other_rows.content(other_row) != rows.content(row):
-                raise PartRefused(
+                raise SegmentRejected(
                     f"it holds another completion of prompt {rows.prompts[row]}, sample {rows.samples[row]} "
                     f"than {other.name}, which came first"
                 )
         if not new:
-            raise PartRefused(f"duplicate: {other.name} holds the same")
+            raise SegmentRejected(f"duplicate: {other.name} holds the same")
         self._rows |= new
 
 
-def read_parts(directory: Path, columns: Sequence[str] | None = None) -> tuple[list[Part], list[Refusal]]:
+def read_segments(
+    directory: Path, columns: Sequence[str] | None = None
+) -> tuple[list[Segment], list[Refusal]]:
     """All verified parts of a step's directory, first those that count first; and those that are refused."""
-    parts: list[Part] = []
+    parts: list[Segment] = []
     refused: list[Refusal] = []
-    for path in [directory / str(name) for name in part_names(directory) if not name.suffix]:
+    for path in [directory / str(name) for name in segment_names(directory) if not name.suffix]:
         try:
-            parts.append(read_part(path, columns))
-        except PartRefused as reason:
+            parts.append(read_segment(path, columns))
+        except SegmentRejected as reason:
             refused.append(Refusal(path, str(reason)))
         except FileNotFoundError:
             continue  # another rank has set it aside in the meantime
@@ -89,7 +91,7 @@ def read_parts(directory: Path, columns: Sequence[str] | None = None) -> tuple[l
 
 def read_step_for(directory: Path, wanted: Wanted) -> StepContents:
     """What counts for a resume of the step; files that only look similar to parts are passed over."""
-    parts, refused = read_parts(directory)
+    parts, refused = read_segments(directory)
     contents = StepContents(refused)
     for part in parts:
         try:
@@ -97,16 +99,16 @@ def read_step_for(directory: Path, wanted: Wanted) -> StepContents:
             rows = _rows(part)
             _require_prompts(rows, wanted.prompts)
             contents.add(part.path, rows)
-        except PartRefused as reason:
+        except SegmentRejected as reason:
             contents.refused.append(Refusal(part.path, str(reason)))
     return contents
 
 
-def _rank_order(part: Part) -> tuple[int, int, str]:
+def _rank_order(part: Segment) -> tuple[int, int, str]:
     return part.header.attempt, part.header.rank, part.path.name
 
 
-def _require_header(part: Part, wanted: Wanted) -> None:
+def _require_header(part: Segment, wanted: Wanted) -> None:
     header = part.header
     for what, found, right in (
         ("run", header.run_id, wanted.identity.run_id),
@@ -115,19 +117,19 @@ def _require_header(part: Part, wanted: Wanted) -> None:
         ("policy version", header.policy_version, wanted.policy_version),
     ):
         if found != right:
-            raise PartRefused(f"it is of {what} {found}, not {right}")
+            raise SegmentRejected(f"it is of {what} {found}, not {right}")
 
 
-def _rows(part: Part) -> SampleRows:
+def _rows(part: Segment) -> SampleRows:
     """The part's rows, which must be what its header says."""
     for name in ("step", "policy_version", "attempt"):
         said = getattr(part.header, name)
         if not np.all(part.table[name].to_numpy() == said):
-            raise PartRefused(f"a row is not of {name} {said}, as its metadata says")
+            raise SegmentRejected(f"a row is not of {name} {said}, as its metadata says")
     try:
         return SampleRows(part.table)
     except ValueError as error:
-        raise PartRefused(f"a row that no rollout has: {error}") from error
+        raise SegmentRejected(f"a row that no rollout has: {error}") from error
 
 
 def _require_prompts(rows: SampleRows, prompts: Sequence[Prompt]) -> None:
@@ -135,14 +137,14 @@ def _require_prompts(rows: SampleRows, prompts: Sequence[Prompt]) -> None:
     for row in range(len(rows)):
         index, sample = rows.place(row)
         if not 0 <= index < len(prompts) or sample < 0:
-            raise PartRefused(f"there is no prompt {index}, sample {sample} among {len(prompts)} prompts")
+            raise SegmentRejected(f"there is no prompt {index}, sample {sample} among {len(prompts)} prompts")
         prompt = prompts[index]
         if rows.task_uids[row] != prompt.task.uid:
-            raise PartRefused(
+            raise SegmentRejected(
                 f"prompt {index} of the step is of task {prompt.task.uid}, not {rows.task_uids[row]}"
             )
         if not np.array_equal(rows.prompt_ids[row], prompt.token_ids):
-            raise PartRefused(f"prompt {index} of the step has other token ids")
+            raise SegmentRejected(f"prompt {index} of the step has other token ids")
 
 
 def set_aside(refusal: Refusal, directory: Path) -> Refusal:

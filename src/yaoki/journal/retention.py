@@ -45,7 +45,7 @@ def journal_summary(directory: Path) -> JournalSummary:
     )
 
 
-def doomed_steps(steps: Iterable[int], oldest_checkpoint_step: int, keep: str) -> list[int]:
+def prunable_steps(steps: Iterable[int], oldest_checkpoint_step: int, keep: str) -> list[int]:
     """The steps that no resume needs and `keep` ("needed", "all" or "every N") does not want, in order.
 
     A resume begins after a checkpoint, so what led to the oldest one is not needed.
@@ -63,7 +63,7 @@ def prune_steps(directory: Path, oldest_checkpoint_step: int, keep: str) -> list
     for name in names_in(directory):
         if name.endswith(fs.TRASH_SUFFIX) and parse_step(name.removesuffix(fs.TRASH_SUFFIX)) is not None:
             fs.remove_tree(directory / name)
-    doomed = doomed_steps(journaled_steps(directory), oldest_checkpoint_step, keep)
+    doomed = prunable_steps(journaled_steps(directory), oldest_checkpoint_step, keep)
     removed = [directory / step_name(step) for step in doomed]
     for path in removed:
         fs.remove_tree(path)

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import xxhash
 
 from yaoki.journal.columns import PARQUET_OPTIONS, ROLLOUT_SCHEMA, rollout_table
-from yaoki.journal.layout import PartName, parse_part, unreadable
+from yaoki.journal.layout import SegmentName, parse_segment, unreadable
 from yaoki.types import Rollout
 
 FORMAT_VERSION = 1
-PART_SCHEMA = pa.schema(
+SEGMENT_SCHEMA = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),
         *ROLLOUT_SCHEMA,
@@ -47,7 +47,7 @@ class JournalIdentity:
 
 
 @dataclass(frozen=True, slots=True)
-class PartHeader:
+class SegmentHeader:
     """The metadata of a part."""
 
     run_id: str
@@ -59,21 +59,21 @@ class PartHeader:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Segment:
     """A part whose bytes are those that were written."""
 
     path: Path
-    header: PartHeader
+    header: SegmentHeader
     table: pa.Table
 
 
-class PartRefused(Exception):
+class SegmentRejected(Exception):
     """What a file holds is not a part, and why; never leaves the journal."""
 
 
-def encode_part(
+def encode_segment(
     rollouts: Sequence[Rollout], identity: JournalIdentity, step: int, number: int
-) -> tuple[PartName, pa.Buffer]:
+) -> tuple[SegmentName, pa.Buffer]:
     """Name and bytes of a part that holds these rollouts, all of one policy version."""
     table = rollout_table(rollouts)
     table = pa.Table.from_arrays(
@@ -83,7 +83,7 @@ def encode_part(
             pa.array([identity.engine] * len(rollouts)),
             pa.array(np.full(len(rollouts), identity.attempt, np.int32)),
         ],
-        schema=PART_SCHEMA.with_metadata(
+        schema=SEGMENT_SCHEMA.with_metadata(
             {
                 **(table.schema.metadata or {}),
                 b"yaoki.format_version": str(FORMAT_VERSION),
@@ -101,21 +101,23 @@ def encode_part(
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=len(rollouts), **PARQUET_OPTIONS)
     data = sink.getvalue()
-    return PartName(identity.rank, number, xxhash.xxh3_128_hexdigest(data)), data
+    return SegmentName(identity.rank, number, xxhash.xxh3_128_hexdigest(data)), data
 
 
-def read_part(path: Path, columns: Sequence[str] | None = None) -> Part:
+def read_segment(path: Path, columns: Sequence[str] | None = None) -> Segment:
     """A part, verified; of its table only `columns`, if they are given.
 
     Raises PartRefused for anything that is wrong with what the file holds, FileNotFoundError, and YaokiError
     where the disk does not give it back.
     """
-    name = parse_part(path.name)
+    name = parse_segment(path.name)
     assert name is not None
     data = _read(path)
     digest = xxhash.xxh3_128_hexdigest(data)
     if digest != name.digest:
-        raise PartRefused(f"damaged: its {len(data)} bytes have the digest {digest}, not the one in its name")
+        raise SegmentRejected(
+            f"damaged: its {len(data)} bytes have the digest {digest}, not the one in its name"
+        )
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         header = _header(file.schema_arrow)
@@ -123,10 +125,10 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> Part:
         table = file.read(columns, use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:  # the last for names that are no text
-        raise PartRefused(f"not a readable Parquet file: {error}") from error
+        raise SegmentRejected(f"not a readable Parquet file: {error}") from error
     if len(table) == 0:
-        raise PartRefused("it holds no rollouts")
-    return Part(path, header, table)
+        raise SegmentRejected("it holds no rollouts")
+    return Segment(path, header, table)
 
 
 def _read(path: Path) -> bytes:
@@ -137,14 +139,14 @@ def _read(path: Path) -> bytes:
         raise
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise PartRefused("it is a symbolic link") from error
+            raise SegmentRejected("it is a symbolic link") from error
         raise unreadable(path, error) from error
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise PartRefused("it is not a plain file")
+            raise SegmentRejected("it is not a plain file")
         if found.st_size > _MAX_BYTES:
-            raise PartRefused(f"it has {found.st_size} bytes; no part has more than {_MAX_BYTES}")
+            raise SegmentRejected(f"it has {found.st_size} bytes; no part has more than {_MAX_BYTES}")
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(found.st_size)
     except OSError as error:
@@ -160,26 +162,26 @@ def _require_plausible(claimed: pq.FileMetaData) -> None:
     """
     num_bytes = sum(claimed.row_group(index).total_byte_size for index in range(claimed.num_row_groups))
     if not 0 <= num_bytes <= _MAX_BYTES or not 0 <= claimed.num_rows <= _MAX_BYTES:
-        raise PartRefused(f"it claims {claimed.num_rows} rows in {num_bytes} bytes")
+        raise SegmentRejected(f"it claims {claimed.num_rows} rows in {num_bytes} bytes")
 
 
-def _header(schema: pa.Schema) -> PartHeader:
+def _header(schema: pa.Schema) -> SegmentHeader:
     said = {
         key.decode("ascii", "replace").removeprefix("yaoki."): value
         for key, value in (schema.metadata or {}).items()
     }
     version = said.get("format_version", b"unknown").decode("ascii", "replace")
     if version != str(FORMAT_VERSION):
-        raise PartRefused(f"it is of format {version}, not {FORMAT_VERSION}")
-    if not schema.equals(PART_SCHEMA):
-        there, wanted = set(map(str, schema)), set(map(str, PART_SCHEMA))
+        raise SegmentRejected(f"it is of format {version}, not {FORMAT_VERSION}")
+    if not schema.equals(SEGMENT_SCHEMA):
+        there, wanted = set(map(str, schema)), set(map(str, SEGMENT_SCHEMA))
         missing, surplus = sorted(wanted - there), sorted(there - wanted)
-        raise PartRefused(f"its columns are not a part's: missing {missing}, surplus {surplus}")
+        raise SegmentRejected(f"its columns are not a part's: missing {missing}, surplus {surplus}")
     try:
-        return PartHeader(
+        return SegmentHeader(
             said["run_id"].decode("utf-8", "surrogatepass"),
             said["config_digest"].decode("ascii"),
             *(int(said[name]) for name in ("step", "policy_version", "attempt", "rank")),
         )
     except (KeyError, ValueError) as error:
-        raise PartRefused(f"its metadata is incomplete: {error}") from error
+        raise SegmentRejected(f"its metadata is incomplete: {error}") from error

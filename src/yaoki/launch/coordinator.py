@@ -36,7 +36,7 @@ class Ending:
         return not may_not
 
 
-class Desk:
+class Coordinator:
     """Calls come one after another; workers ask for their orders again and again."""
 
     def __init__(self) -> None:
@@ -61,13 +61,13 @@ class Desk:
         self._is_stopping = True
         return self._num_groups > 0
 
-    def orders(self) -> tuple[bool, bool]:
+    def commands(self) -> tuple[bool, bool]:
         """Whether to save and leave; whether it is over, because a worker has failed for good."""
         return self._is_stopping, self._ending is not None and self._ending.is_failure
 
     def ended(self, ending: Ending) -> bool:
         """A worker has ended. Returns whether the group should be started again."""
-        is_over = self.orders()[1]
+        is_over = self.commands()[1]
         if not ending.is_final and not is_over and not self._is_stopping:
             self._news.append(describe_end(ending.rank, ending.code))
             if self._num_idle < MAX_IDLE_GROUPS:
@@ -82,6 +82,6 @@ class Desk:
         """The first failure for good; else how the first worker that has ended did."""
         return self._ending
 
-    def news(self, begin: int) -> list[str]:
+    def messages(self, begin: int) -> list[str]:
         """What has happened, from that line on."""
         return self._news[begin:]

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from yaoki.errors import PeerLostError, StopRequested, UsageError, YaokiError
-from yaoki.launch.coordinator import Desk, Ending
+from yaoki.launch.coordinator import Coordinator, Ending
 from yaoki.launch.process import (
     Follower,
     Process,
@@ -84,17 +84,17 @@ def run_on_ray(job: Job, min_workers: int, max_workers: int, *, may_use_gpus: bo
     with _cluster(max_workers) as resources:
         use_gpus = may_use_gpus and resources.get("GPU", 0) > 0
         _warn_of_waiting(resources, min_workers, use_gpus=use_gpus)
-        desk = _open_desk()
+        coordinator = _open_desk()
         log = Follower(log_path(job.logs, 0))
-        fit = _Fit(job, desk, (min_workers, max_workers), use_gpus=use_gpus)
+        fit = _Fit(job, coordinator, (min_workers, max_workers), use_gpus=use_gpus)
         with _FirstSignal() as stop:
-            if not _watch(fit, desk, log, stop):
+            if not _watch(fit, coordinator, log, stop):
                 return StopRequested.exit_code  # no worker has been started yet
         fit.require_success()
-        return _outcome(_ask(desk.ending), job)
+        return _outcome(_ask(coordinator.ending), job)
 
 
-def _watch(fit: "_Fit", desk: Any, log: Follower, stop: "_FirstSignal") -> bool:
+def _watch(fit: "_Fit", coordinator: Any, log: Follower, stop: "_FirstSignal") -> bool:
     """Show what happens until the end. False if it was asked to stop before anything began."""
     was_asked, num_heard = False, 0
     is_running = True
@@ -102,10 +102,10 @@ def _watch(fit: "_Fit", desk: Any, log: Follower, stop: "_FirstSignal") -> bool:
         is_running = fit.is_running  # once more after the end, to see all
         if stop.received and not was_asked:
             was_asked = True
-            if not _ask(desk.ask_to_stop):
+            if not _ask(coordinator.ask_to_stop):
                 return False
         log.show()
-        news = _ask(desk.news, num_heard)
+        news = _ask(coordinator.messages, num_heard)
         num_heard += len(news)
         for line in news:
             print(f"ray: {line}", file=sys.stderr)
@@ -175,16 +175,16 @@ def _warn_of_waiting(resources: Mapping[str, float], min_workers: int, *, use_gp
 
 
 def _open_desk() -> Any:
-    """The desk as an actor, on this machine: what others are lost must not take it with them."""
+    """The coordinator as an actor, on this machine: what others are lost must not take it with them."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote()
 
 
 def _ask(method: Any, *arguments: Any) -> Any:
-    """What a method of the desk returns."""
+    """What a method of the coordinator returns."""
     import ray
 
     return ray.get(method.remote(*arguments))
@@ -193,12 +193,12 @@ def _ask(method: Any, *arguments: Any) -> Any:
 class _Fit:
     """Ray Train at work, in a thread: the main thread is for signals."""
 
-    def __init__(self, job: Job, desk: Any, num_workers: tuple[int, int], *, use_gpus: bool) -> None:
+    def __init__(self, job: Job, coordinator: Any, num_workers: tuple[int, int], *, use_gpus: bool) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         def work() -> None:
-            _work(job, desk)
+            _work(job, coordinator)
 
         low, high = num_workers
         size: Any = low if low == high else num_workers
@@ -234,24 +234,24 @@ class _Fit:
             self._error = f"{type(error).__name__}: {error}"
 
 
-def _work(job: Job, desk: Any) -> None:
+def _work(job: Job, coordinator: Any) -> None:
     """One worker, to its end, in a thread of Ray's process. RuntimeError: start the group again."""
     from ray.train import get_context
 
     context = get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     with _meeting_point(rank) as meeting:
-        is_stopping, _ = _ask(desk.orders)
+        is_stopping, _ = _ask(coordinator.commands)
         if is_stopping:
-            _ask(desk.ended, Ending(rank, StopRequested.exit_code, ""))
+            _ask(coordinator.ended, Ending(rank, StopRequested.exit_code, ""))
             return
-        if rank == 0 and _ask(desk.begin, size, _num_lines(job.metrics)):
+        if rank == 0 and _ask(coordinator.begin, size, _num_lines(job.metrics)):
             _wait_for_the_last_group(job)
         place = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(context.get_local_rank())}
-        ending = _run(job, rank, place | meeting, desk)
+        ending = _run(job, rank, place | meeting, coordinator)
         if ending.code == PeerLostError.exit_code:
-            _wait_for_the_cause(desk)
-        if _ask(desk.ended, ending):
+            _wait_for_the_cause(coordinator)
+        if _ask(coordinator.ended, ending):
             raise RuntimeError(describe_end(ending.rank, ending.code))
 
 
@@ -272,24 +272,24 @@ def _meeting_point(rank: int) -> Iterator[dict[str, str]]:
     del store
 
 
-def _run(job: Job, rank: int, place: Mapping[str, str], desk: Any) -> Ending:
-    """The worker's process; it does what the desk says."""
+def _run(job: Job, rank: int, place: Mapping[str, str], coordinator: Any) -> Ending:
+    """The worker's process; it does what the coordinator says."""
     path = log_path(job.logs, rank)
     with path.open("ab") as log:
         begin = log.tell()
         worker = start(job.arguments, place, log, death_signal=signal.SIGKILL, directory=job.directory)
     try:
-        code = _attend(worker, desk)
+        code = _attend(worker, coordinator)
     finally:
         worker.kill()  # if the driver is gone
         worker.wait()
     return Ending(rank, code, last_words(path, begin))
 
 
-def _attend(worker: Process, desk: Any) -> int:
+def _attend(worker: Process, coordinator: Any) -> int:
     was_asked, leave_s = False, float("inf")
     while (code := worker.poll()) is None:
-        is_stopping, is_over = _ask(desk.orders)
+        is_stopping, is_over = _ask(coordinator.commands)
         if (is_stopping or is_over) and not was_asked:
             was_asked = True
             worker.terminate()
@@ -301,10 +301,10 @@ def _attend(worker: Process, desk: Any) -> int:
     return code
 
 
-def _wait_for_the_cause(desk: Any) -> None:
+def _wait_for_the_cause(coordinator: Any) -> None:
     """A bit, for the worker that was lost may have ended for good, or the run may be stopping."""
     end_s = time.monotonic() + _LEAVE_S
-    while not any(_ask(desk.orders)) and time.monotonic() < end_s:
+    while not any(_ask(coordinator.commands)) and time.monotonic() < end_s:
         time.sleep(_POLL_S)
 
 

@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 from yaoki.config.schema import Config
 from yaoki.errors import NonFiniteError
 from yaoki.learner.network import TrainedNetwork
-from yaoki.learner.shard import whole
+from yaoki.learner.shard import full_tensor
 from yaoki.learner.stats import CriticStats, PolicyStats, UpdateStats, mean
 from yaoki.models.critic import token_values
 from yaoki.models.policy import token_logprobs
 from yaoki.ranks.world import World
 from yaoki.rl.advantages import gae, group_relative_advantages, masked_moments, shaped_rewards, whiten
-from yaoki.rl.batch import Experience, deal, micro_batches, mini_batches, pad_rollouts
+from yaoki.rl.batch import Experience, balance_groups, micro_batches, mini_batches, pad_rollouts
 from yaoki.rl.losses import (
     entropy_from_logits,
     importance_weights,
@@ -152,13 +152,13 @@ class Learner:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights, whole, one after another; every rank must ask for all of them."""
         for name, tensor in self.policy.weights().items():
-            yield name, whole(tensor)
+            yield name, full_tensor(tensor)
 
-    def rest(self) -> None:
-        """Make room on the device until `rise`, if train.offload asks for it."""
+    def offload(self) -> None:
+        """Make room on the device until `onload`, if train.offload asks for it."""
         self._move_to(torch.device("cpu"))
 
-    def rise(self) -> None:
+    def onload(self) -> None:
         """Get ready to score and to update."""
         self._move_to(self._device)
 
@@ -275,7 +275,7 @@ class Learner:
         number: the passes through a sharded network are done by all ranks together.
         """
         num_tokens = experience.num_tokens.tolist()
-        shares = deal(experience.group.tolist(), num_tokens, self._world.size)
+        shares = balance_groups(experience.group.tolist(), num_tokens, self._world.size)
         budget = self._config.train.micro_batch_tokens
         cut = [
             [[share[i] for i in rows] for rows in micro_batches([num_tokens[row] for row in share], budget)]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from yaoki.config.networks import NetworkConfig
 from yaoki.errors import CorruptCheckpointError
-from yaoki.learner.shard import whole
+from yaoki.learner.shard import full_tensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state of one parameter, by torch's own names."""
@@ -66,7 +66,9 @@ class TrainedNetwork:
 
     def clip_gradients(self) -> float:
         """Scale the gradients that are there down to the maximal norm; returns their norm before that."""
-        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)))
+        return float(
+            full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm))
+        )
 
     def step(self) -> None:
         """One optimizer step with the gradients that are there."""

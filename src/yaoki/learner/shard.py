@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from yaoki.config.schema import TrainConfig
-from yaoki.models.meta import settle
+from yaoki.models.meta import materialize
 from yaoki.ranks.world import World, peers_expected
 
 
@@ -27,11 +27,11 @@ def shard(model: PreTrainedModel, world: World, config: TrainConfig, device: tor
     if config.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if world.size > 1 or config.precision != "float32":
-        _cut(model, world, config, device)
-    return settle(model, device)
+        _fully_shard(model, world, config, device)
+    return materialize(model, device)
 
 
-def _cut(model: PreTrainedModel, world: World, config: TrainConfig, device: torch.device) -> None:
+def _fully_shard(model: PreTrainedModel, world: World, config: TrainConfig, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -49,7 +49,7 @@ def _cut(model: PreTrainedModel, world: World, config: TrainConfig, device: torc
 
 
 @torch.no_grad()
-def fill(model: PreTrainedModel, given: PreTrainedModel | None, world: World) -> None:
+def scatter_weights(model: PreTrainedModel, given: PreTrainedModel | None, world: World) -> None:
     """Copy the weights of a whole model, which the first rank gives, into the share of every rank.
 
     given: on the first rank, in host memory; it is empty afterwards. None on the others. All ranks call this
@@ -92,7 +92,7 @@ def _received(own: Tensor) -> Tensor:
     return rows
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, gathered from the ranks, which must all ask for it."""
     if type(tensor) in (Tensor, nn.Parameter):
         return tensor

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from yaoki import fs
 from yaoki.checkpoint.layout import MANIFEST, Kind, directory_name, is_plain_name, parse_directory
-from yaoki.journal.layout import parse_part, parse_step, step_name
+from yaoki.journal.layout import parse_segment, parse_step, step_name
 
 RUN = "run.json"
 SAVED = "saved.json"
@@ -112,7 +112,7 @@ def part_files(names: Iterable[str]) -> dict[int, list[str]]:
 
 
 def _is_part(name: str) -> bool:
-    part = parse_part(name)
+    part = parse_segment(name)
     return part is not None and not part.suffix
 
 

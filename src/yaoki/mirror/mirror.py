@@ -13,7 +13,7 @@ from types import TracebackType
 from yaoki.errors import YaokiError
 from yaoki.mirror.push import Copier
 from yaoki.mirror.remote import Remote
-from yaoki.thread import Worker
+from yaoki.thread import SerialThread
 
 _NUM_FAILURES = 5
 """So many passes in a row that fail are an error; up to then they are warnings."""
@@ -43,14 +43,14 @@ class Mirror:
         self._is_leaving = False
         self._failures: list[Exception] = []
         """Of the passes since the last one that went well."""
-        self._worker: Worker | None = None
+        self._worker: SerialThread | None = None
         self._loop: Future[None] = Future()
 
     def __enter__(self) -> "Mirror":
         """Raises RefusedError if the URL holds another run, or a later state of this one; YaokiError if it
         cannot be read, or holds nothing and cannot be written."""
         self._copier.check()
-        self._worker = Worker("mirror")
+        self._worker = SerialThread("mirror")
         self._loop = self._worker.submit(self._run)
         return self
 

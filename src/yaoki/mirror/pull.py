@@ -14,7 +14,7 @@ from yaoki.checkpoint.layout import MANIFEST
 from yaoki.checkpoint.manifest import FileEntry, parse_manifest
 from yaoki.checkpoint.verify import require_digests
 from yaoki.errors import CorruptCheckpointError
-from yaoki.journal.layout import parse_part
+from yaoki.journal.layout import parse_segment
 from yaoki.mirror import layout
 from yaoki.mirror.remote import PIECE_BYTES, Remote
 
@@ -130,7 +130,7 @@ class _Fetch:
 
     def _parts(self, files: list[str]) -> None:
         for name in files:
-            part = parse_part(PurePosixPath(name).name)
+            part = parse_segment(PurePosixPath(name).name)
             assert part is not None
             try:
                 size_bytes = self._there[name]  # a part has one digest, of all of it

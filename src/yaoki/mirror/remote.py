@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from yaoki import fs
 from yaoki.errors import UsageError, YaokiError
-from yaoki.thread import Worker
+from yaoki.thread import SerialThread
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Remote:
             )
         self._fs, self._root = _file_system(self.url)
         self._is_local = "file" in _protocols(self._fs)
-        self._worker = Worker("storage")  # hands over whatever a file system may raise
+        self._worker = SerialThread("storage")  # hands over whatever a file system may raise
 
     def close(self) -> None:
         """Let go of the thread; what it still does is not waited for."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 
-def skeleton(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+def on_meta(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """What `build` makes, with its weights on the meta device, where they take no memory.
 
     What a model computes for itself and does not save, such as rotary frequencies, is there in host memory,
@@ -25,7 +25,7 @@ def skeleton(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     return model
 
 
-def settle(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def materialize(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Put the model on a device, in place; there its weights, if it is a skeleton, hold garbage."""
 
     def settled(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from yaoki.strict_json import JSON, encode, parse
 T = TypeVar("T")
 
 
-class GivenUp(Exception):
+class Cancelled(Exception):
     """Nobody waits any more for what is being done."""
 
 
@@ -43,12 +43,12 @@ class OneRank:
         return [message]
 
 
-def shared(ranks: Ranks, value: T) -> list[T]:
+def all_gather_json(ranks: Ranks, value: T) -> list[T]:
     """The values of all ranks, in their order; each of what JSON carries."""
     return [cast(T, parse(message)) for message in ranks.gather(encode(value))]
 
 
-def together(ranks: Ranks, work: Callable[[], T]) -> T:
+def run_on_all(ranks: Ranks, work: Callable[[], T]) -> T:
     """Do a piece of work on every rank; it has succeeded on all, or fails on all.
 
     Raises:
@@ -60,9 +60,9 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
         done = work()
     except PeerLostError:
         raise  # there is nobody to hear of it: to tell would be to wait once more
-    except (YaokiError, OSError, GivenUp, StopRequested) as error:
+    except (YaokiError, OSError, Cancelled, StopRequested) as error:
         failure = error
-    reports = shared(ranks, None if failure is None else _report(failure))
+    reports = all_gather_json(ranks, None if failure is None else _report(failure))
     if failure is not None:
         raise failure
     for rank, report in enumerate(reports):
@@ -74,7 +74,7 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
 def _report(failure: Exception) -> JSON:
     message = failure.message if isinstance(failure, YaokiError) else str(failure)
     hint = failure.hint if isinstance(failure, YaokiError) else None
-    kinds = (GivenUp, StopRequested, CorruptCheckpointError)
+    kinds = (Cancelled, StopRequested, CorruptCheckpointError)
     kind = next((kind.__name__ for kind in kinds if isinstance(failure, kind)), None)
     return {"kind": kind, "message": message, "hint": hint}
 
@@ -86,7 +86,7 @@ def _error(rank: int, report: JSON) -> Exception:
         case {"kind": "CorruptCheckpointError" | None as kind, "message": str(message), "hint": hint}:
             error = PeerLostError if kind is None else CorruptCheckpointError
             return error(f"worker {rank}: {message}", hint=hint if isinstance(hint, str) else None)
-    return GivenUp()
+    return Cancelled()
 
 
 _BEATS = "yaoki/beats"
@@ -95,7 +95,7 @@ _BEAT_S = 1.0
 _LONGEST_SILENCE_S = 60.0
 
 
-def while_first_works(world: World, work: Callable[[], T]) -> T | None:
+def rank0_first(world: World, work: Callable[[], T]) -> T | None:
     """`work` on the first rank, which returns or raises what it does; the others wait for the end of it.
 
     All ranks call this together, on the thread that trains. PeerLostError on the others if the first one has
@@ -144,7 +144,7 @@ def _wait(store: Store, turn: int, longest_silence_s: float) -> None:
         time.sleep(min(0.1, longest_silence_s / 10))
 
 
-def unless_stopped(work: Callable[[], T], any_reason: Callable[[str | None], str | None]) -> T:
+def stop_together(work: Callable[[], T], any_reason: Callable[[str | None], str | None]) -> T:
     """What `work` returns; StopRequested if it was stopped on any rank.
 
     any_reason: takes the reason why this rank stops, or None, and gives one that some rank has.

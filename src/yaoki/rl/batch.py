@@ -119,7 +119,7 @@ def _check_rollout(
         )
 
 
-def deal(groups: Sequence[int], num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
+def balance_groups(groups: Sequence[int], num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
     """Rows for each rank: whole groups, balanced by tokens; every row exactly once, in its given order.
 
     groups, num_tokens: of each row. The largest group goes to the rank that has the fewest tokens so far (the

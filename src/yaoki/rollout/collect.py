@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from yaoki.ranks.agree import unless_stopped
+from yaoki.ranks.agree import stop_together
 from yaoki.rollout.engine import Poll, Request, RolloutEngine
 from yaoki.seeding import Purpose, seed
 from yaoki.types import Completion, Prompt, Rollout, Task, Verdict, VerdictReason
@@ -122,7 +122,7 @@ def collect(
             return sampler.one_by_one([place for (place,) in own], progress)
         return sampler.batch_by_batch(own, progress)
 
-    found |= peers.exchange(unless_stopped(sample_own, peers.any_reason))
+    found |= peers.exchange(stop_together(sample_own, peers.any_reason))
     return [sampler.rollout(place, found[place].completion, found[place].verdict) for place in places]
 
 

@@ -93,7 +93,7 @@ class RolloutEngine(Protocol):
         ...
 
 
-def fitting(
+def check_names_and_shapes(
     shapes: Mapping[str, torch.Size], weights: Iterable[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
     """The weights, one by one as they come; YaokiError for one that is left over, misshapen or missing.

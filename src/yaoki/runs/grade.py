@@ -41,7 +41,7 @@ class ResumeVerdict:
         return f"resuming from {self.checkpoint}, grade {promise[self.grade]}"
 
 
-def judge(choice: Choice, now: Environment, config: Config, parent: Parent | None) -> ResumeVerdict:
+def grade_of(choice: Choice, now: Environment, config: Config, parent: Parent | None) -> ResumeVerdict:
     """What continuing from this choice would be. Touches nothing, so `status` can ask too."""
     refusals = tuple(str(refusal) for refusal in choice.refusals)
     if choice.checkpoint is None:
@@ -52,7 +52,7 @@ def judge(choice: Choice, now: Environment, config: Config, parent: Parent | Non
         reasons.append("run.deterministic is false")
     if config.engine.type == "vllm":
         reasons.append("what vLLM samples anew has other bits")
-    changes = parent.changes if parent is not None and parent.gave(manifest) else ()
+    changes = parent.changes if parent is not None and parent.is_source_of(manifest) else ()
     grade: Grade = "fork" if changes else "elastic" if reasons else "exact"
     reasons = [*(f"{name} is not the parent's" for name in changes), *reasons]
     return ResumeVerdict(

@@ -65,7 +65,7 @@ class Parent:
         """Tasks to train on or to evaluate on are meant to differ."""
         return self.begins_epoch or any(change.startswith("eval.") for change in self.changes)
 
-    def gave(self, manifest: Manifest) -> bool:
+    def is_source_of(self, manifest: Manifest) -> bool:
         """Whether this is the checkpoint that the fork took over, and not one of its own."""
         theirs = (self.run_id, self.step, self.config_digest, self.dataset_digest)
         return theirs == (manifest.run_id, manifest.step, manifest.config_digest, manifest.dataset_digest)

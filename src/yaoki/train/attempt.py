@@ -24,12 +24,12 @@ from yaoki.ranks.world import World, peers_expected
 from yaoki.rewards.pool import VerifierPool
 from yaoki.runs.directory import RunDirectory
 from yaoki.runs.environment import Environment, environment_digest
-from yaoki.runs.grade import ResumeVerdict, judge
+from yaoki.runs.grade import ResumeVerdict, grade_of
 from yaoki.seeding import Purpose, seed
 from yaoki.train import rng
 from yaoki.train.console import Console
 from yaoki.train.dataset import Tasks
-from yaoki.train.exchange import RolloutPeers, StepJournal
+from yaoki.train.exchange import RolloutExchange, StepJournal
 from yaoki.train.networks import (
     Models,
     build_engine,
@@ -41,7 +41,7 @@ from yaoki.train.networks import (
     require_whole_engines,
     start_models,
 )
-from yaoki.train.resume import Witnesses, require_same_data, require_same_start, restore
+from yaoki.train.resume import RecordedSteps, require_same_data, require_same_start, restore
 from yaoki.train.state import Lineage, Progress, RunState
 from yaoki.train.step_metrics import Startup
 from yaoki.train.stop import StopSignal, space_shortage
@@ -81,7 +81,7 @@ class Attempt:
         require_whole_engines(self.config, self.world)
         device = choose_device(self.config, self.world)
         now = environment(self.config, device, self.world)
-        verdict = judge(choice, now, self.config, self.directory.parent)
+        verdict = grade_of(choice, now, self.config, self.directory.parent)
         self.console.headline(f"run {self.directory.path}, attempt {self.number}: {verdict.describe()}")
         trainer = self._build(choice, verdict, now, device)
         self.directory.store_config(self.config)  # only now is it known that the run can go on with it
@@ -123,7 +123,7 @@ class Attempt:
         self.stack.callback(board.close)
         engine = build_engine(config, models, device)
         facts = environment_digest(now, self.number)
-        _spare_collections()
+        _freeze_gc()
         self.startup.ended("build")
         self._restore(choice, state, facts)  # after all that is built, for it sets the generators
         self.world.loop.wait()  # what the first rank has cut off is read below
@@ -145,7 +145,7 @@ class Attempt:
             stop=self.stop,
             journal=self._step_journal(journal),
             witnesses=self._witnesses(),
-            peers=RolloutPeers(self.world, config.engine.tensor_parallel),
+            peers=RolloutExchange(self.world, config.engine.tensor_parallel),
             weight_sync=weight_sync,
             space_shortage=self._space_shortage,
             check_storage=self.check_storage,
@@ -178,7 +178,7 @@ class Attempt:
         self.startup.ended(phase)
         if self.startup.is_over:
             if self.config.journal.enabled:
-                self.stop.got_on()
+                self.stop.made_progress()
             self.directory.record_startup(self.number, self.startup.seconds)
 
     def _open_journal(self) -> RolloutJournal | None:
@@ -205,10 +205,10 @@ class Attempt:
         wait = self.world.loop.wait
         return StepJournal(journal, self.console, self._startup_ended, wait, replay_only=self.replay_only)
 
-    def _witnesses(self) -> Witnesses:
+    def _witnesses(self) -> RecordedSteps:
         """Rows that this attempt and earlier ones cut off: trying again does not make a divergence right."""
         files = [self.directory.superseded_path(attempt) for attempt in range(1, self.number + 1)]
-        return Witnesses(row for file in files for row in read_metrics(file))
+        return RecordedSteps(row for file in files for row in read_metrics(file))
 
     def _space_shortage(self) -> str | None:
         return space_shortage(self.directory.path, self.config.run.min_free_gb)
@@ -277,7 +277,7 @@ class Attempt:
         }
 
 
-def _spare_collections() -> None:
+def _freeze_gc() -> None:
     """What was imported and built stays to the end: let no garbage collection walk over it again.
 
     A full one takes 0.1 s then, in which every thread stands still, in the middle of generating.

@@ -15,7 +15,7 @@ from yaoki.train.console import Console
 from yaoki.types import Prompt, Rollout
 
 
-class RolloutPeers:
+class RolloutExchange:
     """The ranks among which the micro-batches of a step are dealt out; see `collect`."""
 
     def __init__(self, world: World, ranks_per_engine: int = 1) -> None:

@@ -17,13 +17,13 @@ from yaoki.data.templates import load_template
 from yaoki.errors import UsageError
 from yaoki.learner.learner import Learner
 from yaoki.learner.network import TrainedNetwork
-from yaoki.learner.shard import fill, shard
+from yaoki.learner.shard import scatter_weights, shard
 from yaoki.models.builtin import Example, Pretraining, tiny_base
 from yaoki.models.critic import build_critic, load_critic, load_critic_config
 from yaoki.models.huggingface import load_config, load_tokenizer
-from yaoki.models.meta import settle, skeleton
+from yaoki.models.meta import materialize, on_meta
 from yaoki.models.policy import build_causal_lm, load_causal_lm
-from yaoki.ranks.agree import together, while_first_works
+from yaoki.ranks.agree import rank0_first, run_on_all
 from yaoki.ranks.world import World
 from yaoki.rl.kl import AdaptiveKL, FixedKL, KLController
 from yaoki.rollout.engine import Poll, RolloutEngine, Sampling
@@ -104,7 +104,7 @@ def start_models(
     trust = config.policy.trust_remote_code
 
     def on_first(work: Callable[[], T]) -> T | None:
-        return together(world.loop, partial(while_first_works, world, work))
+        return run_on_all(world.loop, partial(rank0_first, world, work))
 
     def source(init_from: str) -> str:
         return resolve_source(init_from, config, console, poll)
@@ -124,9 +124,9 @@ def start_models(
 
     on_first(store)
     models = empty_models(config, directory, device, world)
-    fill(models.policy, on_first(load_policy), world)
+    scatter_weights(models.policy, on_first(load_policy), world)
     if models.critic is not None:
-        fill(models.critic, on_first(load_first_critic), world)
+        scatter_weights(models.critic, on_first(load_first_critic), world)
     if models.reference is not None:
         models.reference.load_state_dict(models.policy.state_dict())  # rows to rows, on every rank
     return models
@@ -154,7 +154,7 @@ def empty_models(config: Config, directory: RunDirectory, device: torch.device, 
 
     def empty(name: str, build: Callable[..., PreTrainedModel], dropout: float) -> PreTrainedModel:
         folder = str(directory.model / name)
-        return skeleton(partial(build, folder, trust_remote_code=trust, dropout=dropout))
+        return on_meta(partial(build, folder, trust_remote_code=trust, dropout=dropout))
 
     def spread(model: PreTrainedModel) -> PreTrainedModel:
         return shard(model, world, config.train, device)
@@ -166,7 +166,7 @@ def empty_models(config: Config, directory: RunDirectory, device: torch.device, 
     if config.kl.needs_reference:
         reference = spread(empty("policy", build_causal_lm, 0.0).eval().requires_grad_(False))
     if config.engine.type == "transformers":
-        engine = settle(empty("policy", build_causal_lm, 0.0), device)
+        engine = materialize(empty("policy", build_causal_lm, 0.0), device)
     tokenizer = load_tokenizer(str(directory.model / "policy"), trust_remote_code=trust)
     return Models(policy, critic, reference, engine, tokenizer)
 

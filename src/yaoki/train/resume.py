@@ -36,7 +36,7 @@ def require_same_data(
     The checkpoint that a fork has taken over was made with its parent's.
     """
     manifest = checkpoint.manifest
-    giver = parent if parent is not None and parent.gave(manifest) else None
+    giver = parent if parent is not None and parent.is_source_of(manifest) else None
     if manifest.dataset_digest != dataset_digest and not (giver and giver.has_other_data):
         raise RefusedError(
             "the training data has changed (tasks, held-out tasks, template, or what model/ in the run "
@@ -70,7 +70,7 @@ def restore(checkpoint: ValidCheckpoint, state: RunState, parent: Parent | None,
     except CorruptCheckpointError as error:
         raise DamagedCheckpoint(Refusal.because(checkpoint.path, error)) from error
     parts = dict(loaded.parts)
-    if parent is not None and parent.gave(checkpoint.manifest) and parent.begins_epoch:
+    if parent is not None and parent.is_source_of(checkpoint.manifest) and parent.begins_epoch:
         match parts["data"].json:
             case {"epoch": int(epoch)}:
                 parts["data"] = replace(parts["data"], json={"epoch": epoch + 1, "cursor": 0})
@@ -98,7 +98,7 @@ def require_same_start(directory: RunDirectory, state: RunState, environment_dig
         )
 
 
-class Witnesses:
+class RecordedSteps:
     """Rows that a resume cut off; of the same step and history the newest counts."""
 
     def __init__(self, rows: Iterable[Row]) -> None:

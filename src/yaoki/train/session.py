@@ -16,7 +16,7 @@ from yaoki.errors import RefusedError, StopRequested, YaokiError
 from yaoki.mirror.mirror import Mirror
 from yaoki.mirror.pull import fetch
 from yaoki.models.determinism import configure
-from yaoki.ranks.agree import shared, together, while_first_works
+from yaoki.ranks.agree import all_gather_json, rank0_first, run_on_all
 from yaoki.ranks.world import World, joined
 from yaoki.runs.directory import RunDirectory
 from yaoki.train.attempt import Attempt, Outcome
@@ -59,8 +59,8 @@ def train(
             directory = FollowedDirectory(directory.path)
         stack.enter_context(directory.lock() if world.is_first else nullcontext())
         session = _Session(directory, config, console, world, startup, replay_only, stack)
-        open_first = partial(while_first_works, world, session.open)  # it may have to be fetched
-        check_storage = together(world.loop, open_first) or _nothing_to_check
+        open_first = partial(rank0_first, world, session.open)  # it may have to be fetched
+        check_storage = run_on_all(world.loop, open_first) or _nothing_to_check
         choice = session.choose(read_all=False)
         if session.is_finished(choice):
             choice = session.choose()  # nothing will be restored, so nothing else reads it
@@ -110,9 +110,9 @@ class _Session:
 
     def choose(self, *, read_all: bool = True, refused: Sequence[Refusal] = ()) -> Choice:
         """The checkpoint that the first rank chooses, for all."""
-        choice = together(self.world.loop, partial(self._choose, read_all, refused))
+        choice = run_on_all(self.world.loop, partial(self._choose, read_all, refused))
         chosen = choice.checkpoint.path.name if choice and choice.checkpoint else None
-        name = shared(self.world.loop, chosen)[0]
+        name = all_gather_json(self.world.loop, chosen)[0]
         if choice is not None:
             return choice
         path = None if name is None else self.directory.checkpoints / name
@@ -134,7 +134,9 @@ class _Session:
 
     def attempt(self, choice: Choice, check_storage: Callable[[], None]) -> Outcome:
         """Run one attempt between its two lines in attempts.jsonl."""
-        number = shared(self.world.loop, together(self.world.loop, partial(self._begin, choice)))[0]
+        number = all_gather_json(self.world.loop, run_on_all(self.world.loop, partial(self._begin, choice)))[
+            0
+        ]
         ending = {"outcome": "failed", "reason": "ended from outside"}
         try:
             with StopSignal(self.config.run.max_seconds, self.world) as stop:

@@ -13,7 +13,7 @@ import xxhash
 from torch import Tensor
 
 from yaoki.checkpoint.io.reader import restore_into
-from yaoki.checkpoint.io.sharding import local
+from yaoki.checkpoint.io.sharding import local_tensor
 from yaoki.checkpoint.io.snapshot import PartState, Snapshot
 from yaoki.checkpoint.manifest import Scope
 from yaoki.data.prompts import LoaderState, PromptLoader
@@ -21,7 +21,7 @@ from yaoki.errors import CorruptCheckpointError, DivergenceError, RefusedError
 from yaoki.journal.metrics import LogPosition, MetricsLog
 from yaoki.learner.learner import Learner
 from yaoki.learner.network import TrainedNetwork
-from yaoki.ranks.agree import shared
+from yaoki.ranks.agree import all_gather_json
 from yaoki.ranks.world import World
 from yaoki.rl.kl import KLController
 from yaoki.strict_json import JSON, encode
@@ -141,7 +141,7 @@ class RunState:
         own = {part.name: _digest(part.capture()) for part in parts}
         if self.world.size == 1:
             return own
-        all_ranks = shared(self.world.loop, own)
+        all_ranks = all_gather_json(self.world.loop, own)
         for part in parts:
             digests = [digests[part.name] for digests in all_ranks]
             if part.scope is not Scope.GLOBAL:
@@ -243,7 +243,7 @@ def _digest(part: PartState) -> str:
     digest = xxhash.xxh3_128(encode(part.json))
     for name, tensor in part.tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(local(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(local_tensor(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

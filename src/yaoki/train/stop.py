@@ -94,7 +94,7 @@ class StopSignal:
         """Stop at the next poll."""
         self._received = self._received or reason
 
-    def got_on(self) -> None:
+    def made_progress(self) -> None:
         """This attempt has done something that lasts; from now on the time budget counts."""
         self._has_got_on = True
 

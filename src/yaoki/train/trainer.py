@@ -22,8 +22,8 @@ from yaoki.runs.environment import next_history
 from yaoki.seeding import Purpose
 from yaoki.train.accuracy import accuracy
 from yaoki.train.console import Console
-from yaoki.train.exchange import RolloutPeers, StepJournal
-from yaoki.train.resume import Witnesses
+from yaoki.train.exchange import RolloutExchange, StepJournal
+from yaoki.train.resume import RecordedSteps
 from yaoki.train.state import RunState
 from yaoki.train.step_metrics import Stopwatch, experience_metrics, rollout_digest, rollout_metrics
 from yaoki.train.stop import StopSignal
@@ -46,8 +46,8 @@ class Trainer:
     console: Console
     stop: StopSignal
     journal: StepJournal
-    witnesses: Witnesses
-    peers: RolloutPeers
+    witnesses: RecordedSteps
+    peers: RolloutExchange
     weight_sync: WeightSync
     space_shortage: Callable[[], str | None]
     """In words, that the disk is nearly full."""
@@ -87,7 +87,7 @@ class Trainer:
         with watch("journal"):
             self.journal.sync()
         self.engine.sleep()  # its memory is needed for training
-        learner.rise()
+        learner.onload()
         with watch("score"):
             experience = learner.score(rollouts, self.stop.poll_together)
             experience = learner.with_advantages(experience, kl.coef)
@@ -95,7 +95,7 @@ class Trainer:
         self.checkpointer.release()
         with watch("update"):
             stats = learner.update(experience, step, kl.coef, self.stop.poll_together)
-        self.stop.got_on()
+        self.stop.made_progress()
         row = self._row(rollouts, experience, stats) | {"accuracy": held_out, "kl_to_ref": kl_to_ref}
         if kl_to_ref is not None:
             kl.update(kl_to_ref, len(rollouts))

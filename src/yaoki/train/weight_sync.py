@@ -124,5 +124,5 @@ class WeightSync:
                 hint="training has diverged, or the model is damaged; the last checkpoint is untouched: fork "
                 "the run from it with a lower learning rate",
             )
-        self.learner.rest()  # before the engine takes the memory of its cache, to compute
+        self.learner.offload()  # before the engine takes the memory of its cache, to compute
         check_weights(self.engine, policy_version, self.probe, expected, self.tolerance)

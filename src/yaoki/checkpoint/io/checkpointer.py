@@ -17,14 +17,14 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from yaoki.checkpoint.io.frozen import TensorSource
+from yaoki.checkpoint.io.frozen import FrozenTensors
 from yaoki.checkpoint.io.save import SaveInfo
 from yaoki.checkpoint.io.snapshot import Snapshot
 from yaoki.checkpoint.io.store import CheckpointStore, Committed, SavedCheckpoint
 from yaoki.checkpoint.retention import Policy
 from yaoki.config.schema import CheckpointConfig
-from yaoki.ranks.agree import GivenUp
-from yaoki.thread import Worker
+from yaoki.ranks.agree import Cancelled
+from yaoki.thread import SerialThread
 
 _LEAVE_S = 5.0
 """How long a write that nobody wants any more may take to notice it; a disk that hangs never does."""
@@ -34,7 +34,7 @@ _LEAVE_S = 5.0
 class _Save:
     """A checkpoint on its way."""
 
-    source: TensorSource
+    source: FrozenTensors
     committed: Future[Committed]
     checked: Future[None]
     skip_check: Event
@@ -80,7 +80,7 @@ class Checkpointer:
         self._saves: deque[_Save] = deque()
         self._is_leaving = Event()
         self._stall_s = 0.0
-        self._worker = Worker("checkpoint")
+        self._worker = SerialThread("checkpoint")
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -154,7 +154,7 @@ class Checkpointer:
         if self._held is None or self._held[1] == self._saved_step:
             return False
         snapshot, self._saved_step = self._held
-        source, skip_check = TensorSource(), Event()
+        source, skip_check = FrozenTensors(), Event()
         committed = self._worker.submit(partial(self._write, snapshot, source, self._saved_step))
         checked = self._worker.submit(partial(self._check, committed, skip_check))
         self._saves.append(_Save(source, committed, checked, skip_check))
@@ -184,7 +184,7 @@ class Checkpointer:
             self._saved_step = -1
             raise error
 
-    def _write(self, snapshot: Snapshot, source: TensorSource, step: int) -> Committed:
+    def _write(self, snapshot: Snapshot, source: FrozenTensors, step: int) -> Committed:
         """On the writing thread: everything up to the point where it survives a power cut."""
         poll = partial(_give_up_if, self._is_leaving)
         try:
@@ -198,7 +198,7 @@ class Checkpointer:
         """On the writing thread: read it back, and only then let older ones go."""
         try:
             self._store.read_back(committed.result(), partial(_give_up_if, self._is_leaving, skip))
-        except GivenUp:
+        except Cancelled:
             return
         self._prune()
 
@@ -212,4 +212,4 @@ class Checkpointer:
 
 def _give_up_if(*events: Event) -> None:
     if any(event.is_set() for event in events):
-        raise GivenUp
+        raise Cancelled

@@ -17,13 +17,13 @@ _NUM_SHOWN = 3
 _HINT = "the model or optimizer differs from the one that was saved; restore into the same one"
 
 
-def form_of(tensor: torch.Tensor) -> str:
+def signature_of(tensor: torch.Tensor) -> str:
     """dtype and shape in one word, such as `F32[2, 3]`."""
     return form(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tensor.shape)
 
 
 def form(dtype: str, shape: Iterable[int]) -> str:
-    """dtype and shape in one word, as `form_of` gives it."""
+    """dtype and shape in one word, as `signature_of` gives it."""
     return f"{dtype}{list(shape)}"
 
 
@@ -46,7 +46,7 @@ def require_parts(directory: Path, manifest: Manifest, expected: Mapping[str, Sc
         )
 
 
-def require_same_forms(live: Mapping[str, str], saved: Mapping[str, str]) -> None:
+def require_same_signatures(live: Mapping[str, str], saved: Mapping[str, str]) -> None:
     """RefusedError if tensors are missing or left over, or differ; both map names to forms."""
     problems = (
         ("not in the checkpoint", [name for name in live if name not in saved]),

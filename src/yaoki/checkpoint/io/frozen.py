@@ -15,7 +15,7 @@ from yaoki.checkpoint.io.snapshot import version_of
 from yaoki.errors import YaokiError
 
 
-class TensorSource:
+class FrozenTensors:
     """Gives the bytes of tensors as they were when the source was made.
 
     That holds if nothing writes to a tensor before `release` has returned; if torch does, `read` and `take`

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from yaoki.checkpoint.io.sharding import Box, box_of, local
+from yaoki.checkpoint.io.sharding import LocalShard, local_shard_of, local_tensor
 from yaoki.checkpoint.io.tensor_file import StoredRows, StoredTensor, TensorFile
 from yaoki.checkpoint.manifest import Manifest
 from yaoki.errors import CorruptCheckpointError
@@ -23,8 +23,8 @@ class Target:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-        self.box: Box = box_of(tensor)
-        self._rows = local(tensor)
+        self.box: LocalShard = local_shard_of(tensor)
+        self._rows = local_tensor(tensor)
         is_dense = self._rows.is_contiguous()
         self.dense = self._rows if is_dense else torch.empty(self._rows.shape, dtype=self._rows.dtype)
         self._num_missing = self.dense.nbytes
@@ -37,7 +37,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ByteRange:
     """Bytes of a file that are wanted here."""
 
     begin: int
@@ -48,7 +48,7 @@ class Piece:
     """Where in the target's bytes they go."""
 
 
-class Landing:
+class ReadPlan:
     """All tensors that a checkpoint is read into."""
 
     def __init__(self, manifest: Manifest, live: Mapping[str, Tensors], rank: int) -> None:
@@ -66,7 +66,7 @@ class Landing:
         """The tensor that the rows of that name went to."""
         return self._targets[part, name].tensor
 
-    def piece(self, file: TensorFile, stored: StoredRows) -> Piece | None:
+    def piece(self, file: TensorFile, stored: StoredRows) -> ByteRange | None:
         """Which of these rows of a file are held here, and where they go; None: none of them."""
         if file.is_per_rank and file.rank != self._rank:
             return None
@@ -77,7 +77,7 @@ class Landing:
         end = min(box.first_row + box.num_rows, stored.first_row + num_rows)
         if end <= first or not row_bytes:
             return None
-        return Piece(
+        return ByteRange(
             stored.begin + (first - stored.first_row) * row_bytes,
             stored.begin + (end - stored.first_row) * row_bytes,
             target,
@@ -97,7 +97,7 @@ class Landing:
 class Scatter:
     """Takes a file, or spans of it, in its order."""
 
-    def __init__(self, path: Path, header: bytes, pieces: Sequence[Piece]) -> None:
+    def __init__(self, path: Path, header: bytes, pieces: Sequence[ByteRange]) -> None:
         """`pieces`: what is wanted of it, in its order."""
         self._path = path
         self._header = header
@@ -127,7 +127,7 @@ class Scatter:
             self._next += 1
 
 
-def _put(piece: Piece, offset: int, source: memoryview) -> None:
+def _put(piece: ByteRange, offset: int, source: memoryview) -> None:
     """Bytes of the wanted ones from `offset` on."""
     dense, begin = piece.target.dense, piece.target_begin + offset
     if dense.device.type == "cpu":

@@ -12,16 +12,22 @@ from pathlib import Path
 import torch
 
 from yaoki.checkpoint.direct_io import new_blocks
-from yaoki.checkpoint.io.compatible import form, form_of, require_parts, require_same_forms, require_same_ties
-from yaoki.checkpoint.io.read_plan import Landing, Piece, Scatter, Tensors
-from yaoki.checkpoint.io.sharding import local
+from yaoki.checkpoint.io.compatible import (
+    form,
+    require_parts,
+    require_same_signatures,
+    require_same_ties,
+    signature_of,
+)
+from yaoki.checkpoint.io.read_plan import ByteRange, ReadPlan, Scatter, Tensors
+from yaoki.checkpoint.io.sharding import local_tensor
 from yaoki.checkpoint.io.snapshot import PartState, tied
 from yaoki.checkpoint.io.tensor_file import TensorFile, tensor_files
 from yaoki.checkpoint.layout import STATE
 from yaoki.checkpoint.manifest import Manifest, Scope
 from yaoki.checkpoint.verify import read_checked, read_manifest, read_small_checked, whole_chunks
 from yaoki.errors import CorruptCheckpointError
-from yaoki.ranks.agree import OneRank, Ranks, together
+from yaoki.ranks.agree import OneRank, Ranks, run_on_all
 from yaoki.strict_json import JSON, FormatError, parse
 
 
@@ -93,10 +99,10 @@ def read_into(
     own = min(ranks.rank, manifest.world_size - 1)  # for what each rank has for itself
     for part, live in targets.items():
         _require_fit(manifest, part, own, live)
-    json = together(ranks, partial(_read_state, directory, manifest, own))
-    files = together(ranks, partial(tensor_files, directory, manifest, [part.name for part in wanted]))
-    landing = Landing(manifest, targets, own)
-    together(ranks, partial(_read_files, files, landing, ranks))
+    json = run_on_all(ranks, partial(_read_state, directory, manifest, own))
+    files = run_on_all(ranks, partial(tensor_files, directory, manifest, [part.name for part in wanted]))
+    landing = ReadPlan(manifest, targets, own)
+    run_on_all(ranks, partial(_read_files, files, landing, ranks))
     parts = {}
     for part_entry in wanted:
         tensors = _all_names(manifest, part_entry.name, own, landing, targets.get(part_entry.name, {}))
@@ -104,7 +110,7 @@ def read_into(
     return LoadedCheckpoint(directory, manifest, parts)
 
 
-def _read_files(files: Sequence[TensorFile], landing: Landing, ranks: Ranks) -> None:
+def _read_files(files: Sequence[TensorFile], landing: ReadPlan, ranks: Ranks) -> None:
     blocks = new_blocks()
     for file in files:
         pieces = [piece for stored in file.order if (piece := landing.piece(file, stored)) is not None]
@@ -113,7 +119,7 @@ def _read_files(files: Sequence[TensorFile], landing: Landing, ranks: Ranks) -> 
             read_checked(file.path, file.entry, blocks, Scatter(file.path, file.header, pieces).take, spans)
 
 
-def _spans(file: TensorFile, pieces: Sequence[Piece], ranks: Ranks) -> list[tuple[int, int]]:
+def _spans(file: TensorFile, pieces: Sequence[ByteRange], ranks: Ranks) -> list[tuple[int, int]]:
     """What this rank reads of a file: the header and the rows that it holds, in whole chunks.
 
     So the ranks together read all of it. What nobody holds, one of them reads: it is to be whole, too.
@@ -135,27 +141,29 @@ def restore_into(live: Tensors, loaded: Tensors) -> None:
     Raises:
         RefusedError: names are missing or left over, or shapes or dtypes differ. Nothing was copied.
     """
-    require_same_forms(_forms(live), _forms(loaded))
+    require_same_signatures(_forms(live), _forms(loaded))
     with torch.no_grad():
         for name, tensor in loaded.items():
-            if local(live[name]).data_ptr() != local(tensor).data_ptr():
-                local(live[name]).copy_(local(tensor))
+            if local_tensor(live[name]).data_ptr() != local_tensor(tensor).data_ptr():
+                local_tensor(live[name]).copy_(local_tensor(tensor))
 
 
 def _require_fit(manifest: Manifest, part: str, own: int, live: Tensors) -> None:
     entries = [entry for entry in manifest.tensors if entry.part == part and entry.rank in (None, own)]
-    require_same_forms(_forms(live), {entry.name: form(entry.dtype, entry.global_shape) for entry in entries})
+    require_same_signatures(
+        _forms(live), {entry.name: form(entry.dtype, entry.global_shape) for entry in entries}
+    )
     require_same_ties(
         tied(live), {entry.name: entry.alias_of for entry in entries if entry.alias_of is not None}
     )
 
 
 def _forms(tensors: Tensors) -> dict[str, str]:
-    return {name: form_of(tensor) for name, tensor in tensors.items()}
+    return {name: signature_of(tensor) for name, tensor in tensors.items()}
 
 
 def _all_names(
-    manifest: Manifest, part: str, own: int, landing: Landing, live: Tensors
+    manifest: Manifest, part: str, own: int, landing: ReadPlan, live: Tensors
 ) -> dict[str, torch.Tensor]:
     """The part's tensors under all of their names, in the manifest's order."""
     tensors = {}
@@ -163,9 +171,9 @@ def _all_names(
         if entry.part == part and entry.rank in (None, own):
             original = landing.tensor(part, entry.name if entry.alias_of is None else entry.alias_of)
             tensors[entry.name] = live.get(entry.name, original)
-            if local(tensors[entry.name]).data_ptr() != local(original).data_ptr():
+            if local_tensor(tensors[entry.name]).data_ptr() != local_tensor(original).data_ptr():
                 with torch.no_grad():  # tied when it was saved, apart now
-                    local(tensors[entry.name]).copy_(local(original))
+                    local_tensor(tensors[entry.name]).copy_(local_tensor(original))
     return tensors
 
 

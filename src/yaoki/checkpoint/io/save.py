@@ -14,7 +14,7 @@ from pathlib import Path
 
 from yaoki import fs
 from yaoki.checkpoint.direct_io import DiskWriter
-from yaoki.checkpoint.io.frozen import TensorSource, written_to
+from yaoki.checkpoint.io.frozen import FrozenTensors, written_to
 from yaoki.checkpoint.io.snapshot import Snapshot
 from yaoki.checkpoint.io.writer import (
     EarlierFiles,
@@ -29,7 +29,7 @@ from yaoki.checkpoint.io.writer import (
 from yaoki.checkpoint.layout import MANIFEST
 from yaoki.checkpoint.manifest import FORMAT_VERSION, Manifest, PartEntry, parse_manifest
 from yaoki.errors import YaokiError
-from yaoki.ranks.agree import Ranks, shared, together
+from yaoki.ranks.agree import Ranks, all_gather_json, run_on_all
 from yaoki.strict_json import JSON, FormatError, decode, encode, parse
 
 _RESERVE_BYTES = 16 << 20
@@ -69,7 +69,7 @@ class Saving:
 
     def write(
         self,
-        source: TensorSource,
+        source: FrozenTensors,
         blocks: Sequence[memoryview],
         poll: Callable[[], None],
         make_room: Callable[[], None],
@@ -78,11 +78,11 @@ class Saving:
 
         `make_room` is called first, on the first rank only.
         """
-        files, of_rank = together(self.ranks, partial(self._prepare, make_room))
-        needed_bytes = shared(self.ranks, self._needed_bytes(files))
-        of_ranks = shared(self.ranks, of_rank)
-        together(self.ranks, partial(self._require_space, sum(needed_bytes)))
-        receipts = together(self.ranks, partial(self._write, files, of_ranks, source, blocks, poll))
+        files, of_rank = run_on_all(self.ranks, partial(self._prepare, make_room))
+        needed_bytes = all_gather_json(self.ranks, self._needed_bytes(files))
+        of_ranks = all_gather_json(self.ranks, of_rank)
+        run_on_all(self.ranks, partial(self._require_space, sum(needed_bytes)))
+        receipts = run_on_all(self.ranks, partial(self._write, files, of_ranks, source, blocks, poll))
         if self.ranks.size == 1:  # thousands of tensors need not be encoded for nobody
             return receipts
         told = [parse(message) for message in self.ranks.gather(encode(asdict(_Receipts(receipts))))]
@@ -92,7 +92,7 @@ class Saving:
         self, receipts: Sequence[Receipt], step: int, info: SaveInfo, give_name: Callable[[], None]
     ) -> tuple[Manifest, bytes]:
         """The manifest, durable; then `give_name` is called, on the first rank only."""
-        made = together(self.ranks, partial(self._finish, receipts, step, info, give_name))
+        made = run_on_all(self.ranks, partial(self._finish, receipts, step, info, give_name))
         (data, *_) = self.ranks.gather(b"" if made is None else made[1])
         return made or (parse_manifest(data, str(self.path)), data)
 
@@ -106,7 +106,7 @@ class Saving:
         self,
         files: list[PartFile],
         of_ranks: Sequence[JSON],
-        source: TensorSource,
+        source: FrozenTensors,
         blocks: Sequence[memoryview],
         poll: Callable[[], None],
     ) -> tuple[Receipt, ...]:

@@ -14,7 +14,7 @@ from yaoki.errors import YaokiError
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
+class LocalShard:
     """Consecutive rows of a tensor; in file order these are consecutive bytes."""
 
     global_shape: tuple[int, ...]
@@ -38,26 +38,26 @@ class Box:
         return math.prod(self.global_shape[1:])
 
 
-def is_spread(tensor: torch.Tensor) -> bool:
+def is_sharded(tensor: torch.Tensor) -> bool:
     """Each rank holds other rows of it."""
     return hasattr(tensor, "_local_tensor")
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's rows, in the memory where they live."""
     rows: Any = getattr(tensor, "_local_tensor", tensor)
     return rows.detach()  # type: ignore[no-any-return]
 
 
-def box_of(tensor: torch.Tensor) -> Box:
-    """Which rows `local` gives.
+def local_shard_of(tensor: torch.Tensor) -> LocalShard:
+    """Which rows `local_tensor` gives.
 
     Raises:
         YaokiError: the tensor is spread in another way than along its first dimension.
     """
     shape = tuple(tensor.shape)
-    if not is_spread(tensor):
-        return Box(shape, 0, shape[0] if shape else 1)
+    if not is_sharded(tensor):
+        return LocalShard(shape, 0, shape[0] if shape else 1)
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -65,11 +65,11 @@ def box_of(tensor: torch.Tensor) -> Box:
     held, offsets = compute_local_shape_and_global_offset(shape, tensor.device_mesh, tensor.placements)
     if tuple(held[1:]) != shape[1:]:
         raise YaokiError(f"a tensor of shape {shape} is spread as {tensor.placements}, not by rows")
-    return Box(shape, offsets[0] if held[0] else 0, held[0])
+    return LocalShard(shape, offsets[0] if held[0] else 0, held[0])
 
 
-def is_written(tensor: torch.Tensor, rank: int) -> bool:
+def writes_shard(tensor: torch.Tensor, rank: int) -> bool:
     """Whether this rank writes it: its rows, if it has any; what is equal everywhere, the first rank does."""
-    if is_spread(tensor) and tensor.numel():
-        return local(tensor).numel() > 0
+    if is_sharded(tensor) and tensor.numel():
+        return local_tensor(tensor).numel() > 0
     return rank == 0

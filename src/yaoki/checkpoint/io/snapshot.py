@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import torch
 
-from yaoki.checkpoint.io.sharding import local
+from yaoki.checkpoint.io.sharding import local_tensor
 from yaoki.checkpoint.layout import is_plain_name
 from yaoki.checkpoint.manifest import Scope
 from yaoki.errors import YaokiError
@@ -102,7 +102,7 @@ def tied(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     first: dict[object, str] = {}
     aliases = {}
     for name, tensor in tensors.items():
-        rows = local(tensor)
+        rows = local_tensor(tensor)
         if rows.numel() == 0:
             continue  # all empty tensors share the address 0
         view = (rows.device, rows.data_ptr(), rows.dtype, tensor.shape, rows.stride())

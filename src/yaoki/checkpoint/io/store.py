@@ -22,7 +22,7 @@ from pathlib import Path
 from yaoki import fs
 from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
 from yaoki.checkpoint.direct_io import new_blocks
-from yaoki.checkpoint.io.frozen import TensorSource, pin
+from yaoki.checkpoint.io.frozen import FrozenTensors, pin
 from yaoki.checkpoint.io.save import SaveInfo, Saving
 from yaoki.checkpoint.io.snapshot import Snapshot
 from yaoki.checkpoint.io.writer import EarlierFiles
@@ -30,7 +30,7 @@ from yaoki.checkpoint.layout import Kind, directory_name, parse_directory, repla
 from yaoki.checkpoint.manifest import Manifest
 from yaoki.checkpoint.verify import read_back
 from yaoki.errors import CorruptCheckpointError, YaokiError
-from yaoki.ranks.agree import OneRank, Ranks, together
+from yaoki.ranks.agree import OneRank, Ranks, run_on_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +85,14 @@ class CheckpointStore(Catalog):
         Raises:
             YaokiError: see `commit` and `read_back`.
         """
-        committed = self.commit(snapshot, TensorSource(), step=step, info=info)
+        committed = self.commit(snapshot, FrozenTensors(), step=step, info=info)
         self.read_back(committed)
         return committed.saved
 
     def commit(
         self,
         snapshot: Snapshot,
-        source: TensorSource,
+        source: FrozenTensors,
         *,
         step: int,
         info: SaveInfo,
@@ -133,7 +133,7 @@ class CheckpointStore(Catalog):
         own = committed.manifest.files_of(ranks.rank)
         read = partial(read_back, path, committed.manifest_bytes, own, self._blocks, poll)
         try:
-            together(ranks, read)
+            run_on_all(ranks, read)
         except CorruptCheckpointError as error:
             # What was found whole earlier may lie on the same disk, or be the same file.
             self._verified.clear()

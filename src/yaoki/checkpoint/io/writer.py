@@ -13,8 +13,8 @@ import torch
 from yaoki import fs
 from yaoki.checkpoint.chunks import chunk_bytes_of
 from yaoki.checkpoint.direct_io import DiskWriter
-from yaoki.checkpoint.io.frozen import TensorSource, pieces_of
-from yaoki.checkpoint.io.sharding import box_of, is_written, local
+from yaoki.checkpoint.io.frozen import FrozenTensors, pieces_of
+from yaoki.checkpoint.io.sharding import local_shard_of, local_tensor, writes_shard
 from yaoki.checkpoint.io.snapshot import DTYPE_NAMES, PartState, Snapshot
 from yaoki.checkpoint.io.tensor_file import StoredTensor, header, in_file_order
 from yaoki.checkpoint.layout import STATE, part_file_name
@@ -46,10 +46,10 @@ class PartFile:
         self._tensors = {
             name: tensor
             for name, tensor in part.tensors.items()
-            if part.scope is Scope.PER_RANK or is_written(tensor, rank)
+            if part.scope is Scope.PER_RANK or writes_shard(tensor, rank)
         }
         self._order = in_file_order(
-            StoredTensor(name, tensor.dtype, box_of(tensor).shape)
+            StoredTensor(name, tensor.dtype, local_shard_of(tensor).shape)
             for name, tensor in self._tensors.items()
             if name not in self._aliases
         )
@@ -72,14 +72,16 @@ class PartFile:
 
     def pieces(self) -> list[torch.Tensor]:
         """What follows the header, in this order."""
-        return [piece for tensor in self._order for piece in pieces_of(local(self._tensors[tensor.name]))]
+        return [
+            piece for tensor in self._order for piece in pieces_of(local_tensor(self._tensors[tensor.name]))
+        ]
 
     def tensor_entries(self) -> tuple[TensorEntry, ...]:
         """What the manifest says of the part's tensors."""
         return tuple(self._tensor_entry(name, tensor) for name, tensor in self._tensors.items())
 
     def _tensor_entry(self, name: str, tensor: torch.Tensor) -> TensorEntry:
-        box, alias_of = box_of(tensor), self._aliases.get(name)
+        box, alias_of = local_shard_of(tensor), self._aliases.get(name)
         shards = (ShardEntry(self.name, box.offsets, box.shape),) if alias_of is None else ()
         dtype = DTYPE_NAMES[tensor.dtype]
         return TensorEntry(self._part_name, name, self._owner, dtype, box.global_shape, shards, alias_of)
@@ -108,7 +110,7 @@ def plan(snapshot: Snapshot, rank: int, world_size: int) -> list[PartFile]:
 def write_parts(
     directory: Path,
     files: list[PartFile],
-    source: TensorSource,
+    source: FrozenTensors,
     disk: DiskWriter,
     earlier: EarlierFiles | None,
 ) -> list[Receipt]:
@@ -128,7 +130,7 @@ def write_parts(
     return receipts
 
 
-def _write(directory: Path, file: PartFile, source: TensorSource, disk: DiskWriter) -> FileEntry:
+def _write(directory: Path, file: PartFile, source: FrozenTensors, disk: DiskWriter) -> FileEntry:
     stream = disk.begin_file(directory / file.name, file.chunk_bytes)
     stream.put(file.header)
     source.take(file.name, stream)
@@ -138,7 +140,7 @@ def _write(directory: Path, file: PartFile, source: TensorSource, disk: DiskWrit
 
 
 def _link(
-    directory: Path, file: PartFile, source: TensorSource, disk: DiskWriter, earlier: EarlierFiles
+    directory: Path, file: PartFile, source: FrozenTensors, disk: DiskWriter, earlier: EarlierFiles
 ) -> FileEntry | None:
     """Link the file to the earlier one if that has the same bytes; None if it must be written."""
     before = earlier.find(file)

@@ -13,7 +13,7 @@ import torch
 
 
 @contextmanager
-def settings_kept() -> Iterator[None]:
+def preserve_torch_globals() -> Iterator[None]:
     """Run the body without torch's deterministic mode, and put generators and switches back after it.
 
     Kept: the generators of python, numpy and torch; thread count, matrix precision, default dtype and

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from yaoki.errors import YaokiError
 from yaoki.models.policy import model_logprobs
-from yaoki.rollout.engine import OnFinished, Poll, Request, Sampling, fitting, keep_none
+from yaoki.rollout.engine import OnFinished, Poll, Request, Sampling, check_names_and_shapes, keep_none
 from yaoki.rollout.engines.kv_cache import new_cache
 from yaoki.rollout.engines.sampling import sample_tokens
 from yaoki.rollout.engines.stopping import StopCondition, eos_ids
@@ -47,7 +47,7 @@ class TransformersEngine:
         self.policy_version = -1
         own = self._model.state_dict()
         shapes = {name: tensor.shape for name, tensor in own.items()}
-        for name, tensor in fitting(shapes, weights):
+        for name, tensor in check_names_and_shapes(shapes, weights):
             own[name].copy_(tensor)
         self.policy_version = policy_version
 

@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from yaoki.errors import NonFiniteError, WeightSyncError, YaokiError
-from yaoki.ranks.agree import unless_stopped
-from yaoki.rollout.engine import OnFinished, Poll, Request, Sampling, fitting, keep_none
-from yaoki.rollout.engines.global_state import settings_kept
+from yaoki.ranks.agree import stop_together
+from yaoki.rollout.engine import OnFinished, Poll, Request, Sampling, check_names_and_shapes, keep_none
+from yaoki.rollout.engines.global_state import preserve_torch_globals
 from yaoki.rollout.engines.stopping import StopCondition, eos_ids
 from yaoki.rollout.engines.vllm_weights import VllmOptions, library, new_model
 from yaoki.types import Completion, FinishReason
 
 
-class Row:
+class PartialCompletion:
     """Tokens and log-probabilities so far, and why they ended."""
 
     def __init__(self, place: int) -> None:
@@ -58,7 +58,7 @@ class Row:
         return Completion(tuple(self._token_ids), tuple(self._logprobs), text, reason)
 
 
-class Partners:
+class TensorParallelGroup:
     """This rank among the `size` that share its engine; with 1 it has the engine for itself."""
 
     def __init__(self, size: int) -> None:
@@ -112,7 +112,7 @@ class VllmEngine:
         self._stop = StopCondition(tokenizer, sampling.stop, eos_ids(config))
         self._request_numbers = count()
         self._model = new_model(config, type(skeleton).__name__, sampling, options)
-        self._partners = Partners(options.tensor_parallel)
+        self._partners = TensorParallelGroup(options.tensor_parallel)
         self._is_asleep = False
         self.policy_version = -1
 
@@ -126,22 +126,22 @@ class VllmEngine:
         if self._is_asleep:
             raise YaokiError("the engine sleeps and cannot take weights", hint="call wake first")
         self.policy_version = -1
-        whole = fitting(self._shapes, weights)
-        with settings_kept():
+        whole = check_names_and_shapes(self._shapes, weights)
+        with preserve_torch_globals():
             self._model.push((pair for pair in whole if pair[0] not in self._tied), policy_version)
         self.policy_version = policy_version
 
     def sleep(self) -> None:
         """Give back the memory of weights and cache; the weights are forgotten."""
         self.policy_version = -1
-        with settings_kept():
+        with preserve_torch_globals():
             if not self._is_asleep:
                 self._model.sleep()
         self._is_asleep = True
 
     def wake(self) -> None:
         """Take memory for the weights that will be pushed."""
-        with settings_kept():
+        with preserve_torch_globals():
             if self._is_asleep:
                 self._model.wake()
         self._is_asleep = False
@@ -150,7 +150,7 @@ class VllmEngine:
         """See RolloutEngine."""
         llm = self._loaded()
         params = library().SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        with settings_kept():
+        with preserve_torch_globals():
             (output,) = llm.generate([{"prompt_token_ids": list(token_ids)}], params, use_tqdm=False)
         entries = output.prompt_logprobs[1:]
         return [float(entry[token].logprob) for token, entry in zip(token_ids[1:], entries, strict=True)]
@@ -161,17 +161,17 @@ class VllmEngine:
         """See RolloutEngine."""
         engine = self._loaded().llm_engine
         hand_on = on_finished if self._partners.is_first else keep_none
-        rows: dict[str, Row] = {}
+        rows: dict[str, PartialCompletion] = {}
         completions: dict[int, Completion] = {}
-        with settings_kept():
+        with preserve_torch_globals():
             try:
                 for place, request in enumerate(requests):
                     name = str(next(self._request_numbers))
-                    rows[name] = Row(place)
+                    rows[name] = PartialCompletion(place)
                     prompt = {"prompt_token_ids": list(request.prompt_ids)}
                     engine.add_request(name, prompt, self._params(request.seed))
                 while rows:
-                    unless_stopped(poll, self._partners.any_reason)
+                    stop_together(poll, self._partners.any_reason)
                     for name in self._step(engine, rows):
                         row = rows.pop(name)
                         completions[row.place] = row.completion(self._tokenizer)
@@ -180,7 +180,7 @@ class VllmEngine:
                 engine.abort_request(list(rows))
         return [completions[place] for place in range(len(requests))]
 
-    def _step(self, engine: Any, rows: dict[str, Row]) -> list[str]:
+    def _step(self, engine: Any, rows: dict[str, PartialCompletion]) -> list[str]:
         """Let vLLM sample a token for each row that has its turn; the names of those that end with it."""
         ended, stopped = [], []
         for output in engine.step():

@@ -26,6 +26,7 @@ import numpy as np
 import xxhash
 from safetensors.numpy import save
 
+from tests.support.metrics import read_metrics
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.layout import MANIFEST, STATE, directory_name, part_file_name
 from yaoki.checkpoint.manifest import (
@@ -43,12 +44,12 @@ from yaoki.config.load import load_config
 from yaoki.config.schema import Config
 from yaoki.journal.journal import RolloutJournal
 from yaoki.journal.layout import step_name
-from yaoki.journal.metrics import LogPosition, MetricsLog, held_out_accuracies, read_metrics
+from yaoki.journal.metrics import LogPosition, MetricsLog, held_out_accuracies
 from yaoki.journal.segments import JournalIdentity, encode_segment
 from yaoki.runs.directory import RunDirectory
 from yaoki.runs.environment import software
 from yaoki.strict_json import encode_state
-from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason
+from yaoki.types import Completion, FinishReason, Prompt, Rollout, RolloutKey, Task, Verdict, VerdictReason
 
 NUM_STEPS = 10_000
 EVERY = 5
@@ -196,7 +197,7 @@ def rollouts_of(step: int) -> list[Rollout]:
     completion = Completion(ids, tuple(-0.1 * i for i in ids), "some text " * 16, FinishReason.EOS)
     verdict = Verdict(1.0, VerdictReason.CORRECT, "4")
     return [
-        Rollout(step - 1, index, sample, step - 1, prompt, completion, verdict)
+        Rollout(RolloutKey(step, index, sample), step - 1, prompt, completion, verdict)
         for index, prompt in enumerate(PROMPTS)
         for sample in range(GROUP_SIZE)
     ]

@@ -35,10 +35,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from checkpoint_engines import Yaoki
 from checkpoint_machine import Disk, Generation, State, num_bytes
+from tests.support.metrics import read_metrics
 from yaoki.checkpoint.direct_io import BLOCK_BYTES
 from yaoki.checkpoint.io.diff import diff_checkpoints
 from yaoki.checkpoint.layout import directory_name
-from yaoki.journal.metrics import Row, read_metrics
 from yaoki.models.builtin import tiny_tokenizer
 from yaoki.runs.environment import cpu_name
 

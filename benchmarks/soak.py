@@ -32,8 +32,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from tests.support.metrics import read_metrics
 from yaoki.checkpoint.layout import STATE
-from yaoki.journal.metrics import read_metrics
 from yaoki.runs.directory import RunDirectory
 
 UNBROKEN = "unbroken"

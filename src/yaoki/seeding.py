@@ -33,6 +33,11 @@ def seed(run_seed: int, purpose: Purpose, *coordinates: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+def step_seed(run_seed: int, purpose: Purpose, step: int, *coordinates: int) -> int:
+    """A seed within a step, which counts from 1; its coordinate is the number of steps before it."""
+    return seed(run_seed, purpose, step - 1, *coordinates)
+
+
 def permutation(length: int, seed_value: int) -> NDArray[np.int64]:
     """A permutation of range(length) `[length]`: places sorted by their own random key."""
     places = np.arange(length, dtype=np.uint64)

@@ -2,14 +2,23 @@
 
 task -> prompt -> completion -> verdict -> rollout
 
-A *group* is the rollouts of one prompt; a *batch* is the rollouts of one step. Token ids are the
-record of what was sampled; text is only for eyes and verifiers and is never tokenised again.
+A *group* is the rollouts of one prompt; a *batch* is the rollouts of one step. Token ids are the record of
+what was sampled; text is for verifiers and readers and is never tokenised again.
+
+**Steps count from 1, everywhere.** Step N takes the state of checkpoint N - 1 to that of checkpoint N: its
+rollouts, its row in metrics.jsonl and its folder in the journal all carry N. Checkpoint 0 is the state before
+the first step. Randomness has the number of steps before it, N - 1, as its coordinate; see
+`seeding.step_seed`.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
+
+Poll = Callable[[], None]
+"""Called regularly during long work; raises StopRequested when the run was asked to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +60,18 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Token ids as sampled, with the engine's log-probability of each (natural log)."""
+    """Everything after the prompt, as token ids, with the engine's log-probability of each (natural log)."""
 
     token_ids: tuple[int, ...]
     """Includes the end-of-sequence token or the tokens of the stop string, if it ended that way."""
     logprobs: tuple[float, ...]
     """rollout_logprobs, one per token, of the temperature-scaled distribution before top-p."""
     text: str
+    """Valid Unicode."""
     finish_reason: FinishReason
+    not_sampled: tuple[int, ...] = ()
+    """Positions in `token_ids`, ascending, of tokens that the policy did not sample, such as an environment's
+    answer between two turns. They are context for what follows; nothing is learned from them."""
 
     @property
     def stopped_by_itself(self) -> bool:
@@ -85,26 +98,50 @@ class Verdict:
     """The verifier's judgement of one completion."""
 
     reward: float
-    """0 or 1."""
+    """Any finite number; the built-in verifiers give 0 or 1."""
     reason: VerdictReason
     extracted: str | None = None
-    """The answer found in the text, for eyes."""
+    """The answer found in the text, for display."""
+
+    @property
+    def is_correct(self) -> bool:
+        """The verifier called it right, whatever reward it gave."""
+        return self.reason is VerdictReason.CORRECT
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedCompletion:
+    """A completion with its verdict."""
+
+    completion: Completion
+    verdict: Verdict
+
+
+class RolloutKey(NamedTuple):
+    """Which rollout of a run; the coordinates of its seed."""
+
+    step: int
+    """From 1; 0 for evaluation, which draws the same seeds at every step."""
+    prompt: int
+    """Index of the prompt in the step's batch."""
+    sample: int
+    """Index in the group, 0 <= sample < group_size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Prompt + completion + verdict; identified by (step, prompt_index, sample)."""
+    """Prompt, completion and verdict: one episode."""
 
-    step: int
-    prompt_index: int
-    """Position of the prompt in the step's batch."""
-    sample: int
-    """Position in the group, 0 <= sample < group_size."""
+    key: RolloutKey
     policy_version: int
     """Number of policy updates that the sampling weights had seen."""
     prompt: Prompt
     completion: Completion
     verdict: Verdict
+
+    @property
+    def judged(self) -> JudgedCompletion:
+        return JudgedCompletion(self.completion, self.verdict)
 
 
 def make_task(problem: str, answer: str, source: str) -> Task:

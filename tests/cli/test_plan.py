@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_said_with_what_helps(
 
 
 def test_grpo_has_no_critic(yaoki: Callable[..., Done]) -> None:
-    done = yaoki("plan", ONE_GPU, "train.algorithm=grpo", "--workers", "3")
+    done = yaoki("plan", ONE_GPU, "algorithm.name=grpo", "--workers", "3")
     assert done.out.startswith("run         grpo on 3 workers\n")
     assert "critic      none" in done.out
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.metrics import read_metrics
 from yaoki.checkpoint.layout import directory_name, unfinished_name
 from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.verify import read_manifest
@@ -16,7 +17,6 @@ from yaoki.commands.checkpoints import (
     verify_checkpoints,
 )
 from yaoki.errors import NothingThereError, RefusedError
-from yaoki.journal.metrics import read_metrics
 from yaoki.runs.directory import RunDirectory
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.attempts import config_of, shown_by, train_here
 from tests.support.harness import final_state, trajectory
+from tests.support.metrics import read_metrics
 from yaoki import fs
 from yaoki.checkpoint.io.reader import load
 from yaoki.checkpoint.layout import directory_name
@@ -18,7 +19,6 @@ from yaoki.checkpoint.verify import verify
 from yaoki.commands.fork import fork
 from yaoki.commands.status import run_status
 from yaoki.errors import CorruptCheckpointError, NothingThereError, RefusedError
-from yaoki.journal.metrics import read_metrics
 from yaoki.runs.directory import RunDirectory
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -146,7 +146,7 @@ def test_other_checkpoints_of_the_parent_are_strangers(finished: Path, tmp_path:
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["train.algorithm=grpo"], ["train.algorithm", "no critic"]),
+        (["algorithm.name=grpo"], ["algorithm.name", "no critic"]),
         (["kl.controller=adaptive", "kl.coef=0.1"], ["kl.controller", "of the other kind"]),
         (["policy.init_from=builtin:tiny"], ["policy.init_from", "come from the checkpoint"]),
         (["kl.measure=false"], ["the checkpoint holds a reference, the fork would need no reference"]),

@@ -12,7 +12,17 @@ from yaoki.errors import NothingThereError, RefusedError, UsageError
 from yaoki.journal.journal import JournalIdentity, RolloutJournal
 from yaoki.journal.layout import step_name
 from yaoki.runs.directory import RunDirectory
-from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason, make_task
+from yaoki.types import (
+    Completion,
+    FinishReason,
+    Prompt,
+    Rollout,
+    RolloutKey,
+    Task,
+    Verdict,
+    VerdictReason,
+    make_task,
+)
 
 TINY = Path(__file__).parents[2] / "recipes" / "tiny.toml"
 GROUP_SIZE = 4
@@ -26,9 +36,7 @@ def group(step: int, index: int, task: Task, num_correct: int, size: int = GROUP
     prompt = Prompt(task, task.problem, (1, 2))
     return [
         Rollout(
-            step - 1,
-            index,
-            sample,
+            RolloutKey(step, index, sample),
             0,
             prompt,
             Completion((3,), (-1.0,), "x", FinishReason.EOS),

@@ -175,7 +175,7 @@ def test_a_checkpoint_is_as_large_as_it_is(finished: Path) -> None:
 
 def test_without_critic_and_with_reference() -> None:
     model = "policy.init_from=builtin:tiny-random"
-    ppo, grpo = plan_of(model), plan_of(model, "train.algorithm=grpo")
+    ppo, grpo = plan_of(model), plan_of(model, "algorithm.name=grpo")
     measured = plan_of(model, "kl.measure=true")
     assert grpo.critic is None
     assert ppo.critic is not None
@@ -232,7 +232,7 @@ def test_workers_that_cannot_share_engines() -> None:
 def test_the_first_worker_reads_one_network_at_a_time() -> None:
     size = "policy.init_from=Qwen/Qwen2.5-0.5B"
     assert plan_of(size, num_workers=8).start_host_bytes == 4 * 494_033_664
-    assert plan_of(size, "train.algorithm=grpo").start_host_bytes == 4 * 494_032_768
+    assert plan_of(size, "algorithm.name=grpo").start_host_bytes == 4 * 494_032_768
 
 
 def test_what_is_gathered() -> None:
@@ -354,7 +354,7 @@ def test_a_row_longer_than_the_budget_counts() -> None:
 def test_a_mini_batch_smaller_than_the_budget_counts() -> None:
     grpo = [
         "policy.init_from=builtin:tiny-random",
-        "train.algorithm=grpo",
+        "algorithm.name=grpo",
         "train.micro_batch_tokens=1000000",
     ]
     lengths = ["data.max_prompt_tokens=10", "engine.max_new_tokens=90", "train.num_prompts=2"]

@@ -19,7 +19,7 @@ FREE = {
     "train.steps", "data.files", "data.format", "data.problem_column", "data.answer_column",
     "data.on_bad_row", "data.verifier_workers", "policy.trust_remote_code", "eval.files",
     "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.keep_best",
-    "checkpoint.on_overrun", "checkpoint.copy_memory_gb", "run.on_nonfinite", "run.min_free_gb",
+    "checkpoint.on_overrun", "checkpoint.copy_memory_gb", "train.on_nonfinite", "run.min_free_gb",
     "run.peer_timeout_s", "run.storage", "run.storage_every_s", "train.activation_checkpointing",
     "train.offload",
     "journal.enabled", "journal.flush_seconds", "journal.flush_rollouts", "journal.keep",
@@ -29,7 +29,7 @@ FREE = {
 compared by their digest, environments by their own record."""
 
 STATE = {
-    "train.algorithm", "train.seed", "data.family", "data.tasks_per_epoch", "data.max_prompt_tokens",
+    "algorithm.name", "train.seed", "data.family", "data.tasks_per_epoch", "data.max_prompt_tokens",
     "policy.init_from", "critic.init_from", "kl.controller", "kl.measure",
     "kl.refresh_reference_every_epoch", "engine.type", "eval.every_steps", "eval.num_tasks",
     "eval.num_samples",

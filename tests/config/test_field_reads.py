@@ -21,11 +21,11 @@ def test_every_setting_is_read() -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("def f(config: Config): return config.train.gamma", {"train.gamma"}),
-        ("def f(config): return config.train.gamma", set()),
-        ("def f(train): return train.gamma", set()),
-        ("def f(config: Config):\n  train = config.train\n  return train.gamma", {"train.gamma"}),
-        ("def f(config: Config):\n  train = config.train\n  train = 3\n  return train.gamma", set()),
+        ("def f(config: Config): return config.algorithm.gamma", {"algorithm.gamma"}),
+        ("def f(config): return config.algorithm.gamma", set()),
+        ("def f(train): return algorithm.gamma", set()),
+        ("def f(config: Config):\n  train = config.train\n  return algorithm.gamma", {"algorithm.gamma"}),
+        ("def f(config: Config):\n  train = config.train\n  train = 3\n  return algorithm.gamma", set()),
         ("def f(config: Config):\n  a, b = config.run, config.kl\n  b.use", {"kl.use"}),
         ("def f(config: Config):\n  def g(): return config.kl.use\n  return g", {"kl.use"}),
         ("def f(config: Config): return [config.kl.use for _ in range(3)]", {"kl.use"}),
@@ -44,7 +44,7 @@ def test_every_setting_is_read() -> None:
         ("def f() -> tuple[int, Config]: ...\nn, c = f()\nn.train.steps", set()),
         ("def f(config: Config): config.train.steps = 3", set()),
         ("def f(config: Config): return config.model_dump()", set()),
-        ("# config.train.gamma\n'config.train.gamma'", set()),
+        ("# config.algorithm.gamma\n'config.algorithm.gamma'", set()),
     ],
 )  # fmt: skip
 def test_what_counts_as_a_read(source: str, expected: set[str]) -> None:

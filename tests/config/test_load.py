@@ -35,7 +35,7 @@ def test_a_recipe_with_overrides(tmp_path: Path) -> None:
         """,
     )
     config = load_config(path, ["train.steps=8", "train.steps = 9", "engine.top_p=0.5", "run.device=cpu"])
-    assert (config.train.steps, config.train.gamma) == (9, 0.5)
+    assert (config.train.steps, config.algorithm.gamma) == (9, 0.5)
     assert config.data.files == (Path("a.json").absolute(), Path("b.json").absolute())
     assert config.policy.betas == (0.8, 0.9)
     assert (config.engine.top_p, config.run.device) == (0.5, "cpu")
@@ -63,7 +63,7 @@ def test_what_an_override_means(override: str, value: object) -> None:
 
 
 def test_with_overrides_keeps_the_rest() -> None:
-    config = load_config(None, [FAMILY, "train.gamma=0.5"])
+    config = load_config(None, [FAMILY, "algorithm.gamma=0.5"])
     changed = with_overrides(config, ["train.steps=3"])
     assert changed.train.steps == 3
     assert with_overrides(changed, ["train.steps=1000"]) == config
@@ -84,7 +84,7 @@ def test_a_stored_config_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "meant"),
     [
-        ("train.gama=1", "train.gamma"),
+        ("train.gama=1", "algorithm.gamma"),
         ("train.step=1", "train.steps"),
         ("trian.steps=1", "train"),
         ("polcy.lr=1", "policy"),
@@ -145,7 +145,7 @@ def test_a_value_out_of_bounds_is_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_config(path)
     assert "train.steps: Input should be greater than or equal to 1, not -4" in caught.value.message
-    assert "train.gamma: Input should be less than or equal to 1, not 2.0" in caught.value.message
+    assert "algorithm.gamma: Input should be less than or equal to 1, not 2.0" in caught.value.message
 
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:

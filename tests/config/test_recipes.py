@@ -61,7 +61,7 @@ def test_the_hyperparameters_are_those_of_open_reasoner_zero(path: Path) -> None
     """Source: its config.py and playground scripts, and Hu et al. 2025 (arXiv 2503.24290), appendix B."""
     config = load_config(path)
     assert (config.train.num_prompts, config.train.group_size) == (128, 64)
-    assert (config.train.gamma, config.train.gae_lambda, config.train.clip_eps) == (1, 1, 0.2)
+    assert (config.algorithm.gamma, config.algorithm.gae_lambda, config.algorithm.clip_eps) == (1, 1, 0.2)
     assert (config.policy.lr, config.critic.lr) == (1e-6, 5e-6)
     assert (config.policy.num_mini_batches, config.critic.num_mini_batches) == (1, 12)
     assert (config.policy.betas, config.policy.weight_decay) == ((0.9, 0.95), 0)

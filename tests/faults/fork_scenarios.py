@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.harness import make_config
+from tests.support.metrics import read_metrics
 from tests.support.snapshots import INFO, content, small_snapshot
 from yaoki.checkpoint.io.reader import load
 from yaoki.checkpoint.io.snapshot import PartState, Snapshot
@@ -13,7 +14,7 @@ from yaoki.checkpoint.manifest import Scope
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Policy
 from yaoki.commands.fork import fork
-from yaoki.journal.metrics import LogPosition, read_metrics
+from yaoki.journal.metrics import LogPosition
 from yaoki.runs.directory import RunDirectory
 
 from .checkpoint_scenarios import save

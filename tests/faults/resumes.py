@@ -135,7 +135,7 @@ def _watch_samples(path: Path, die_in_step: int | None = None) -> None:
         os.write(log, json.dumps([kind, places]).encode() + b"\n")
 
     def append_and_tell(self: StepJournal, rollouts: Sequence[Rollout]) -> None:
-        places = [(found.step + 1, found.prompt_index, found.sample) for found in rollouts]
+        places = [(found.step + 1, found.key.prompt, found.sample) for found in rollouts]
         tell("sampled", places)
         append(self, rollouts)
         waiting.extend(places)

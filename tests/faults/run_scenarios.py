@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.harness import make_config
+from tests.support.metrics import read_metrics
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.retention import Policy
-from yaoki.journal.metrics import LogPosition, MetricsLog, Row, read_metrics
+from yaoki.journal.metrics import LogPosition, MetricsLog
 from yaoki.runs.directory import RunDirectory
 
 from . import journal_scenarios as rollouts

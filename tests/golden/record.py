@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).with_name("trajectories.json")
 VARIANTS = {
     "ppo": ["train.steps=4"],
     "ppo-everything": [*EVERYTHING, "train.steps=4"],
-    "grpo": ["train.algorithm=grpo", "train.steps=4"],
+    "grpo": ["algorithm.name=grpo", "train.steps=4"],
 }
 
 

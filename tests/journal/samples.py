@@ -6,10 +6,19 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from yaoki.journal.columns import Sample
 from yaoki.journal.journal import RolloutJournal
 from yaoki.journal.segments import JournalIdentity
-from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason
+from yaoki.types import (
+    Completion,
+    FinishReason,
+    JudgedCompletion,
+    Prompt,
+    Rollout,
+    RolloutKey,
+    Task,
+    Verdict,
+    VerdictReason,
+)
 
 STEP, VERSION = 7, 5
 GROUP_SIZE = 2
@@ -29,7 +38,7 @@ def rollout(
     ids = tuple(100 * prompt + 10 * sample + token for token in range(num_tokens))
     completion = Completion(ids, tuple(-0.1 - variant - token for token in ids), f"= {ids}", FinishReason.EOS)
     verdict = Verdict(reward, VerdictReason.CORRECT if reward else VerdictReason.WRONG, str(prompt))
-    return Rollout(STEP - 1, prompt, sample, VERSION, PROMPTS[prompt], completion, verdict)
+    return Rollout(RolloutKey(STEP, prompt, sample), VERSION, PROMPTS[prompt], completion, verdict)
 
 
 def batch(places: Sequence[tuple[int, int]], **changes: int) -> list[Rollout]:
@@ -37,8 +46,8 @@ def batch(places: Sequence[tuple[int, int]], **changes: int) -> list[Rollout]:
     return [rollout(prompt, sample, **changes) for prompt, sample in places]
 
 
-def sample_of(rollout: Rollout) -> Sample:
-    return Sample(rollout.completion, rollout.verdict)
+def sample_of(rollout: Rollout) -> JudgedCompletion:
+    return rollout.judged
 
 
 def journal(
@@ -64,7 +73,7 @@ def bits(value: float) -> bytes:
     return struct.pack("<d", value)
 
 
-def same_bits(one: Sample, other: Sample) -> bool:
+def same_bits(one: JudgedCompletion, other: JudgedCompletion) -> bool:
     """Equal to the last bit, also where numbers compare as different or as equal."""
     return repr(
         (one.completion.token_ids, one.completion.text, one.completion.finish_reason, one.verdict)
@@ -121,6 +130,6 @@ def steps(draw: st.DrawFn) -> tuple[list[Prompt], list[Rollout]]:
         )
     )
     return prompts, [
-        Rollout(STEP - 1, index, sample, VERSION, prompts[index], draw(completions()), draw(verdicts))
+        Rollout(RolloutKey(STEP, index, sample), VERSION, prompts[index], draw(completions()), draw(verdicts))
         for index, sample in places
     ]

@@ -109,7 +109,7 @@ def test_any_rollouts_are_found_again(
     with journal(run, 2) as log:
         log.open_step(STEP, VERSION, prompts)
         assert log.take_quarantined() == []
-        again = log.find([(r.prompt_index, r.sample) for r in left[: sum(sizes)]])
+        again = log.find([(r.key.prompt, r.key.sample) for r in left[: sum(sizes)]])
         assert again is not None
         assert all(same_bits(one, sample_of(other)) for one, other in zip(again, left, strict=False))
 

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.metrics import read_metrics
 from yaoki.errors import CorruptCheckpointError, YaokiError
-from yaoki.journal.metrics import CLOCK_KEYS, LogPosition, MetricsLog, read_metrics
+from yaoki.journal.metrics import LogPosition, MetricsLog
+from yaoki.journal.step_row import CLOCK_FIELDS
 
 ROWS = [{"step": step, "reward": step / 3, "note": "x" * step, "timing": {"s": 0.1}} for step in range(1, 6)]
 
@@ -164,7 +166,7 @@ def test_no_file_is_no_rows(tmp_path: Path) -> None:
 
 
 def test_what_depends_on_the_clock_is_named() -> None:
-    assert CLOCK_KEYS == ("timing", "attempt")
+    assert CLOCK_FIELDS == ("timing", "attempt")
 
 
 def test_one_changed_digit_is_an_error(tmp_path: Path) -> None:

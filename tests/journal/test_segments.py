@@ -60,7 +60,7 @@ def test_everything_comes_back_to_the_last_bit(
     rows = SampleRows(part.table)
     assert len(rows) == len(rollouts)
     for row, rollout in enumerate(rollouts):
-        assert rows.place(row) == (rollout.prompt_index, rollout.sample)
+        assert rows.place(row) == (rollout.key.prompt, rollout.key.sample)
         assert rows.task_uids[row] == rollout.prompt.task.uid
         assert tuple(rows.prompt_ids[row].tolist()) == rollout.prompt.token_ids
         assert same_bits(rows.sample(row), sample_of(rollout))

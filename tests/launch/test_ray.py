@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.metrics import read_metrics
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.cli.main import main
-from yaoki.journal.metrics import read_metrics
 from yaoki.runs.directory import RunDirectory
 
 from .conftest import OVERRIDES, STEPS, assert_as_unbroken, outcomes, processes_of

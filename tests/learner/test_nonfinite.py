@@ -23,11 +23,11 @@ def test_it_stops_with_the_numbers(network: str) -> None:
     poison(getattr(made, network))
     with pytest.raises(NonFiniteError, match=rf"the {network}'s loss is nan.*its gradient nan") as caught:
         made.update(experience, 0, 0.0, never)
-    assert "run.on_nonfinite=skip" in str(caught.value.hint)
+    assert "train.on_nonfinite=skip" in str(caught.value.hint)
 
 
 def test_such_steps_can_be_left_out() -> None:
-    made = learner(config("run.on_nonfinite=skip"))
+    made = learner(config("train.on_nonfinite=skip"))
     assert made.critic is not None
     experience = scored(made)
     poison(made.critic)
@@ -55,7 +55,7 @@ def test_an_infinite_gradient_alone_is_enough() -> None:
 
 
 def test_a_finite_update_skips_nothing() -> None:
-    made = learner(config("run.on_nonfinite=skip"))
+    made = learner(config("train.on_nonfinite=skip"))
     assert made.update(scored(made), 0, 0.0, never).num_skipped == 0
 
 

@@ -104,7 +104,7 @@ class TestScore:
 
 class TestAdvantages:
     def test_reward_minus_value_when_nothing_is_discounted(self) -> None:
-        experience = scored(learner(config("train.whiten_advantages=false")))
+        experience = scored(learner(config("algorithm.whiten_advantages=false")))
         rewards = experience.rewards[:, None].expand_as(experience.loss_mask)
         torch.testing.assert_close(chosen(experience.returns, experience), chosen(rewards, experience))
         torch.testing.assert_close(
@@ -120,14 +120,14 @@ class TestAdvantages:
         assert advantages.var(unbiased=False).item() == pytest.approx(1, abs=1e-5)
 
     def test_gamma_and_lambda(self) -> None:
-        plain = scored(learner(config("train.whiten_advantages=false")))
-        for change in ("train.gamma=0.5", "train.gae_lambda=0.5"):
-            changed = scored(learner(config("train.whiten_advantages=false", change)))
+        plain = scored(learner(config("algorithm.whiten_advantages=false")))
+        for change in ("algorithm.gamma=0.5", "algorithm.gae_lambda=0.5"):
+            changed = scored(learner(config("algorithm.whiten_advantages=false", change)))
             difference = chosen(plain.advantages, plain) - chosen(changed.advantages, changed)
             assert difference.abs().max() > 0.01
 
     def test_kl_as_a_reward_is_in_the_advantages_alone(self) -> None:
-        made = learner(config(*KL_REWARD, "train.whiten_advantages=false"))
+        made = learner(config(*KL_REWARD, "algorithm.whiten_advantages=false"))
         plain, penalised = scored(made), scored(made, kl_coef=0.3)
         penalty = made.kl_to_ref(penalised)
         assert penalty is not None
@@ -152,7 +152,7 @@ class TestAdvantages:
         )
 
     def test_grpo_compares_within_the_group(self) -> None:
-        experience = scored(learner(config(*GRPO, "train.scale_by_std=false")))
+        experience = scored(learner(config(*GRPO, "algorithm.scale_by_std=false")))
         assert experience.returns is None
         for group in range(4):
             rows = (experience.group == group).nonzero()[:, 0].tolist()
@@ -180,7 +180,7 @@ class TestAdvantages:
 def test_advantages_can_be_weighted_for_an_engine_that_computes_otherwise(kind: tuple[str, ...]) -> None:
     """The handmade rollouts' log-probabilities are -1 everywhere: far from the learner's."""
     plain = scored(learner(config(*kind)))
-    weighted = scored(learner(config(*kind, "train.importance_cap=2")))
+    weighted = scored(learner(config(*kind, "algorithm.importance_cap=2")))
     assert plain.old_logprobs is not None
     ratios = (plain.old_logprobs - plain.rollout_logprobs).exp().clamp(max=2.0)
     assert float(ratios[plain.loss_mask].std()) > 0.01

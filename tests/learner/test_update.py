@@ -51,7 +51,7 @@ class TestUpdate:
     @pytest.mark.parametrize("entropy_coef", [0.0, 0.1])
     @pytest.mark.parametrize("kl", [(), KL_LOSS])
     def test_the_policys_gradient(self, micro: str, entropy_coef: float, kl: tuple[str, ...]) -> None:
-        made = learner(config(micro, f"train.entropy_coef={entropy_coef}", *kl))
+        made = learner(config(micro, f"algorithm.entropy_coef={entropy_coef}", *kl))
         experience = off_policy(scored(made))
         expected, loss = policy_oracle(experience, 0.3, entropy_coef)
         with gradients(made.policy) as seen:
@@ -91,7 +91,9 @@ class TestUpdate:
         assert stats.critic is not None
         assert stats.critic.loss == pytest.approx(float(total.detach()), abs=1e-6)
 
-    @pytest.mark.parametrize("overrides", [(), KL_LOSS, GRPO, (*GRPO, *KL_LOSS, "train.entropy_coef=0.1")])
+    @pytest.mark.parametrize(
+        "overrides", [(), KL_LOSS, GRPO, (*GRPO, *KL_LOSS, "algorithm.entropy_coef=0.1")]
+    )
     def test_one_micro_batch_or_many(self, overrides: tuple[str, ...]) -> None:
         one, many = learner(config(*overrides)), learner(config(*overrides, SMALL))
         experience = off_policy(scored(one))

@@ -19,7 +19,7 @@ from tests.support.harness import (
 )
 
 STEPS = 6
-GRPO = ["train.algorithm=grpo"]
+GRPO = ["algorithm.name=grpo"]
 VARIANTS = {
     "ppo": [],
     "ppo-everything": EVERYTHING,

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.support.harness import EVERYTHING, assert_same_run, die, make_config, run, run_to_end
-from yaoki.journal.metrics import MetricsLog, read_metrics
+from tests.support.metrics import read_metrics
+from yaoki.journal.metrics import MetricsLog
 from yaoki.learner.learner import Learner
 from yaoki.train.exchange import StepJournal
 
@@ -105,7 +106,7 @@ def test_only_what_was_not_finished_is_sampled_again(
     assert_same_run(path, unbroken, STEPS)
 
 
-KINDS = {"grpo": ["train.algorithm=grpo"], "everything": EVERYTHING}
+KINDS = {"grpo": ["algorithm.name=grpo"], "everything": EVERYTHING}
 
 
 @pytest.mark.parametrize("kind", KINDS)

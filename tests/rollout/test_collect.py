@@ -86,12 +86,19 @@ def test_order_seeds_and_contents() -> None:
     engine, verifier = RecordingEngine(), RecordingVerifier()
     engine.load_weights([], 4)
     rollouts = gather(engine, verifier)
-    assert [(r.prompt_index, r.sample) for r in rollouts] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [(r.key.prompt, r.key.sample) for r in rollouts] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (2, 0),
+        (2, 1),
+    ]
     for rollout in rollouts:
-        place = seed(5, Purpose.ROLLOUT, 9, rollout.prompt_index, rollout.sample)
-        assert rollout.completion.text == f"answer to {rollout.prompt_index} by {place}"
+        place = seed(5, Purpose.ROLLOUT, 9, rollout.key.prompt, rollout.key.sample)
+        assert rollout.completion.text == f"answer to {rollout.key.prompt} by {place}"
         assert rollout.verdict == Verdict(1.0, VerdictReason.CORRECT, rollout.completion.text)
-        assert rollout.prompt is PROMPTS[rollout.prompt_index]
+        assert rollout.prompt is PROMPTS[rollout.key.prompt]
         assert (rollout.step, rollout.policy_version) == (9, 4)
 
 
@@ -121,7 +128,7 @@ def test_what_was_cut_off_is_never_judged() -> None:
     rollouts = gather(engine, verifier)
     assert [len(batch) for batch in engine.batches] == [4, 2]
     for rollout in rollouts:
-        if (rollout.prompt_index, rollout.sample) in cut:
+        if (rollout.key.prompt, rollout.key.sample) in cut:
             assert rollout.verdict == Verdict(0.0, VerdictReason.TRUNCATED)
         else:
             assert rollout.verdict.reward == 1.0
@@ -161,7 +168,7 @@ def test_other_steps_samples_and_purposes_have_other_seeds() -> None:
 def test_more_samples_leave_the_first_ones_as_they_are() -> None:
     few = gather(RecordingEngine(), RecordingVerifier(), num_samples=2)
     many = gather(RecordingEngine(), RecordingVerifier(), num_samples=3)
-    assert [rollout for rollout in many if rollout.sample < 2] == few
+    assert [rollout for rollout in many if rollout.key.sample < 2] == few
 
 
 def test_a_stop_comes_through() -> None:
@@ -190,8 +197,8 @@ class Log:
         return [self.rollouts[p] for p in places] if set(places) <= self.rollouts.keys() else None
 
     def append(self, rollouts: Sequence[Rollout]) -> None:
-        self.appended.append([(r.prompt_index, r.sample) for r in rollouts])
-        self.rollouts |= {(r.prompt_index, r.sample): r for r in rollouts}
+        self.appended.append([(r.key.prompt, r.key.sample) for r in rollouts])
+        self.rollouts |= {(r.key.prompt, r.key.sample): r for r in rollouts}
 
 
 def test_an_engine_without_micro_batches_keeps_each_completion_as_it_finishes() -> None:
@@ -248,7 +255,7 @@ class Others:
         return mine or self._reason
 
     def exchange(self, rollouts: Sequence[Rollout]) -> Mapping[Place, JudgedCompletion]:
-        return {(r.prompt_index, r.sample): r for r in (*self._rest, *rollouts)}
+        return {(r.key.prompt, r.key.sample): r for r in (*self._rest, *rollouts)}
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
@@ -265,7 +272,7 @@ def test_shares_are_dealt_out_in_turn(*, batch_invariant: bool) -> None:
             mine = [request.seed for batch in engine.batches for request in batch]
             numbers = [number for number in range(6) if number // unit % num_shares == share]
             assert mine == [
-                seed(5, Purpose.ROLLOUT, 9, whole[n].prompt_index, whole[n].sample) for n in numbers
+                seed(5, Purpose.ROLLOUT, 9, whole[n].key.prompt, whole[n].key.sample) for n in numbers
             ]
             asked += mine
         assert len(set(asked)) == len(asked) == len(whole)

@@ -11,7 +11,7 @@ from yaoki.rl.batch import Experience
 
 KL_LOSS = ("kl.coef=0.3", "kl.use=loss")
 KL_REWARD = ("kl.coef=0.3", "kl.use=reward", "kl.estimator=k1")
-GRPO = ("train.algorithm=grpo", "train.group_size=4")
+GRPO = ("algorithm.name=grpo", "train.group_size=4")
 SMALL = "train.micro_batch_tokens=20"
 
 

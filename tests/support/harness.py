@@ -13,17 +13,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.metrics import read_metrics
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.verify import read_manifest, verify
 from yaoki.config.load import load_config
 from yaoki.config.schema import Config
 from yaoki.errors import StopRequested, YaokiError
-from yaoki.journal.metrics import CLOCK_KEYS, MetricsLog, read_metrics
+from yaoki.journal.metrics import MetricsLog
+from yaoki.journal.step_row import CLOCK_FIELDS, StepRow
 from yaoki.runs.directory import RunDirectory
 from yaoki.types import Task, Verdict, VerdictReason
 
@@ -120,16 +121,16 @@ def run_and_kill(path: Path, config: Config, after_step: int, rng: random.Random
     fraction = rng.uniform(0, 2.0)
 
     def patch() -> None:
-        append = MetricsLog.append
+        log = MetricsLog.log
 
-        def append_and_await_death(self: MetricsLog, row: Mapping[str, Any]) -> None:
-            if row["step"] == after_step + 2:
+        def log_and_await_death(self: MetricsLog, row: StepRow) -> None:
+            if row.step == after_step + 2:
                 die()
-            append(self, row)
-            if row["step"] == after_step:
-                threading.Timer(fraction * row["timing"]["step_s"], die).start()
+            log(self, row)
+            if row.step == after_step:
+                threading.Timer(fraction * row.timing.step_s, die).start()
 
-        MetricsLog.append = append_and_await_death  # type: ignore[method-assign]
+        MetricsLog.log = log_and_await_death  # type: ignore[method-assign]
 
     ended = run(path, config, patch)
     assert ended.exit_code == -signal.SIGKILL, ended.log
@@ -173,7 +174,7 @@ def final_state(path: Path, step: int) -> dict[str, Any]:
 def trajectory(path: Path) -> list[dict[str, Any]]:
     """Metrics rows without what depends on the clock; prompts and completions are in the fingerprint."""
     rows = read_metrics(path / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k not in CLOCK_KEYS} for row in rows]
+    return [{k: v for k, v in row.items() if k not in CLOCK_FIELDS} for row in rows]
 
 
 def assert_same_run(resumed: Path, unbroken: Path, step: int) -> None:

@@ -9,12 +9,13 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen2Fo
 
 from yaoki.config.load import load_config
 from yaoki.config.schema import Config
-from yaoki.learner.learner import Learner
+from yaoki.learner.learner import Learner, LearnerSettings
 from yaoki.learner.network import TrainedNetwork
 from yaoki.learner.shard import shard
 from yaoki.models.critic import init_value_head
 from yaoki.ranks.world import World, alone
-from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason
+from yaoki.rl.algorithm import algorithm_of
+from yaoki.types import Completion, FinishReason, Prompt, Rollout, RolloutKey, Task, Verdict, VerdictReason
 
 VOCABULARY = 40
 
@@ -69,12 +70,19 @@ def learner(
 
     policy = TrainedNetwork(spread(causal_lm(1, dropout=dropout)), settings.policy)
     critic = None
-    if settings.train.algorithm == "ppo":
+    if settings.algorithm.name == "ppo":
         critic = TrainedNetwork(spread(critic_model(2)), settings.critic)
     reference = None
     if settings.kl.needs_reference:
         reference = spread(causal_lm(reference_seed).eval().requires_grad_(False))
-    return Learner(policy, critic, reference, settings, world)
+    sections = LearnerSettings(
+        algorithm=settings.algorithm,
+        train=settings.train,
+        kl=settings.kl,
+        value_clip=settings.critic.value_clip or None,
+        temperature=settings.engine.temperature,
+    )
+    return Learner(policy, critic, reference, algorithm_of(settings), sections, world)
 
 
 def rollout(place: tuple[int, int], prompt: Sequence[int], response: Sequence[int], reward: float) -> Rollout:
@@ -82,7 +90,7 @@ def rollout(place: tuple[int, int], prompt: Sequence[int], response: Sequence[in
     task = Task(f"u{place[0]}", "problem", "answer", "test")
     completion = Completion(tuple(response), (-1.0,) * len(response), "text", FinishReason.STOP)
     verdict = Verdict(reward, VerdictReason.CORRECT if reward else VerdictReason.WRONG)
-    return Rollout(0, *place, 0, Prompt(task, "text", tuple(prompt)), completion, verdict)
+    return Rollout(RolloutKey(1, *place), 0, Prompt(task, "text", tuple(prompt)), completion, verdict)
 
 
 def rollouts(num_prompts: int = 4, group_size: int = 4) -> list[Rollout]:

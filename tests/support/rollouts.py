@@ -1,6 +1,6 @@
 """Rollouts written by hand."""
 
-from yaoki.types import Completion, FinishReason, Prompt, Rollout, Task, Verdict, VerdictReason
+from yaoki.types import Completion, FinishReason, Prompt, Rollout, RolloutKey, Task, Verdict, VerdictReason
 
 
 def rollout(
@@ -18,7 +18,7 @@ def rollout(
     prompt = Prompt(Task(f"u{prompt_index}", problem, "2", "test"), f"{problem}<think>", (1, 2, 3))
     completion = Completion(token_ids, tuple(-1.0 for _ in token_ids), text, finish)
     found = reason or (VerdictReason.CORRECT if reward else VerdictReason.WRONG)
-    return Rollout(0, prompt_index, sample, 0, prompt, completion, Verdict(reward, found))
+    return Rollout(RolloutKey(1, prompt_index, sample), 0, prompt, completion, Verdict(reward, found))
 
 
 def batch(rewards: list[list[int]]) -> list[Rollout]:

@@ -8,8 +8,8 @@ import torch
 
 from tests.support.attempts import STEPS, config_of, shown_by, train_here
 from tests.support.harness import assert_same_run, checkpoint_steps
+from tests.support.metrics import read_metrics
 from yaoki.errors import DivergenceError
-from yaoki.journal.metrics import read_metrics
 from yaoki.runs.directory import RunDirectory
 
 

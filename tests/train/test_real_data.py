@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.attempts import REPOSITORY, shown_by
+from tests.support.metrics import read_metrics
 from yaoki.config.load import load_config
-from yaoki.journal.metrics import read_metrics
 
 DATA = REPOSITORY.parent / "shared" / "data"
 

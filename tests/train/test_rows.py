@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.attempts import STEPS, config_of, die_while_generating, train_here
-from yaoki.journal.metrics import read_metrics
+from tests.support.metrics import read_metrics
 
 PER_STEP = {
     "reward",
@@ -52,7 +52,7 @@ def test_every_field_is_there_and_finite(algorithm: str, finished: Path, tmp_pat
     path, expected = finished, PER_STEP | OF_THE_POLICY | OF_THE_CRITIC
     if algorithm == "grpo":
         path, expected = tmp_path / "run", PER_STEP | OF_THE_POLICY
-        train_here(path, config_of("train.algorithm=grpo", "train.steps=1"))
+        train_here(path, config_of("algorithm.name=grpo", "train.steps=1"))
 
     for number, row in enumerate(rows_of(path), start=1):
         assert row["step"] == number

@@ -12,9 +12,9 @@ import pytest
 
 from tests.support.attempts import BATCHES_PER_STEP, STEPS, config_of, train_and_signal, train_here
 from tests.support.harness import assert_same_run, checkpoint_steps, finish, run, run_to_end, start
+from tests.support.metrics import read_metrics
 from yaoki.commands.status import run_status
 from yaoki.errors import RefusedError, StopRequested
-from yaoki.journal.metrics import read_metrics
 from yaoki.learner.learner import Learner
 from yaoki.ranks.world import alone
 from yaoki.rewards.pool import VerifierPool

@@ -38,7 +38,7 @@ class Log:
         return None
 
     def append(self, rollouts: Sequence[Rollout]) -> None:
-        self.places += [(rollout.prompt_index, rollout.sample) for rollout in rollouts]
+        self.places += [(rollout.key.prompt, rollout.key.sample) for rollout in rollouts]
 
 
 class AlwaysRight:

@@ -28,11 +28,11 @@ def application() -> typer.Typer:
 def list_all(run: RunArgument, as_json: JsonOption = False) -> None:
     """Every checkpoint, newest first; reads the head of each manifest only."""
     from yaoki.commands.checkpoints import list_checkpoints
-    from yaoki.journal.metrics import read_metrics
+    from yaoki.journal.metrics import read_rows
 
     directory = RunDirectory(run)
     directory.require_run()
-    found = list_checkpoints(directory, read_metrics(directory.metrics_path))
+    found = list_checkpoints(directory, read_rows(directory.metrics_path))
     print(json.dumps(found, indent=2) if as_json else describe_checkpoints(found))
 
 
@@ -91,7 +91,7 @@ def prune(
 ) -> None:
     """Remove old checkpoints; what is not given is as in the run's config. Reads the newest ones in full."""
     from yaoki.commands.checkpoints import policy_of, prune_checkpoints
-    from yaoki.journal.metrics import read_metrics
+    from yaoki.journal.metrics import read_rows
 
     directory = RunDirectory(run)
     directory.require_run()
@@ -102,7 +102,7 @@ def prune(
         ),
         keep_since_unix_s=None if keep_hours is None else time.time() - 3600 * keep_hours,
     )
-    rows = read_metrics(directory.metrics_path)
+    rows = read_rows(directory.metrics_path)
     found = prune_checkpoints(directory, policy, dry_run=dry_run, rows=rows)
     print(json.dumps(found, indent=2) if as_json else describe_pruning(found, dry_run=dry_run))
 

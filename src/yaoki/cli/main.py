@@ -61,19 +61,27 @@ def train(
         directory.require_free()  # the logs are those of whoever trains there
         raise typer.Exit(run_workers(high, arguments, directory.logs))
     end_with_launcher()
-    from yaoki.train.session import train_worker
+    from yaoki.train.console import Console
+    from yaoki.train.session import train as train_run
+    from yaoki.train.session import world_of
 
-    outcome = train_worker(directory, config)
-    if outcome is None:
+    steps = config.train.steps
+    with world_of(config, os.environ) as world:
+        with Console(
+            config.run.show_samples_every, total_steps=steps, is_quiet=not world.is_first
+        ) as console:
+            outcome = train_run(directory, config, console, world)
+        summary = outcome.summary if world.is_first else None
+    if summary is None:
         return
+    command = _train_command(directory, 2 * summary.steps)
     if outcome.already_finished:
         print(
-            f"{directory.path} is finished: {outcome.step} of {outcome.step} steps are done. "
-            f"To go on, raise train.steps:\n"
-            f"  {_train_command(directory, 2 * outcome.step)}"
+            f"{directory.path} is finished: {summary.steps} of {summary.steps} steps are done. "
+            f"To continue, raise train.steps:\n  {command}"
         )
         return
-    print(describe_outcome(outcome.summary, directory, _train_command(directory, 2 * outcome.step)))
+    print(describe_outcome(summary, directory, command))
 
 
 def _leave(number: int, _: FrameType | None) -> None:

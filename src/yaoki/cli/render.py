@@ -5,18 +5,19 @@ from typing import Any
 
 from yaoki.commands.prove import UNBROKEN, Proof
 from yaoki.runs.directory import RunDirectory
+from yaoki.runs.records import RunSummary
 
 _NUM_SHOWN = 5
 """Checkpoints in a status."""
 
 
-def describe_outcome(summary: dict[str, Any], directory: RunDirectory, command: str) -> str:
+def describe_outcome(summary: RunSummary, directory: RunDirectory, command: str) -> str:
     """The end of a run: what it reached, and what to do with it. `command` goes on with it for more steps."""
     path = directory.path
-    attempts = "1 attempt" if summary["attempts"] == 1 else f"{summary['attempts']} attempts"
+    attempts = "1 attempt" if summary.attempts == 1 else f"{summary.attempts} attempts"
     return f"""
-run        {path}: {summary["steps"]} steps in {summary["train_seconds"]} s of training, {attempts}
-accuracy   {_share(summary["accuracy_before"])} before, {_share(summary["accuracy_after"])} after (held out)
+run        {path}: {summary.steps} steps in {summary.train_seconds} s of training, {attempts}
+accuracy   {_share(summary.accuracy_before)} before, {_share(summary.accuracy_after)} after (held out)
 
 resume     the command that started it goes on where it was; for more steps:
            {command}

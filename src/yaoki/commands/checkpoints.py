@@ -20,16 +20,17 @@ from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.verify import verify
 from yaoki.config.schema import CheckpointConfig
 from yaoki.errors import CorruptCheckpointError, NothingThereError, RefusedError
-from yaoki.journal.metrics import Row, held_out_accuracies
+from yaoki.journal.metrics import held_out_accuracies
+from yaoki.journal.step_row import StepRow
 from yaoki.runs.directory import RunDirectory
 from yaoki.strict_json import FormatError, parse
 
 
-def list_checkpoints(directory: RunDirectory, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def list_checkpoints(directory: RunDirectory, rows: Sequence[StepRow]) -> list[dict[str, Any]]:
     """Every checkpoint and beginning of one; `rows` are those of metrics.jsonl, for the accuracies."""
     catalog = Catalog(directory.checkpoints)
     pins = Pins(directory.checkpoints).by_step()
-    accuracies = held_out_accuracies(rows, directory.summary())
+    accuracies = held_out_accuracies(rows, directory.final_accuracy())
     now_s = time.time()
     found = []
     for candidate in catalog.candidates():
@@ -95,7 +96,7 @@ def verify_checkpoints(directory: RunDirectory, at: int | None = None) -> Iterat
 
 
 def prune_checkpoints(
-    directory: RunDirectory, policy: Policy, *, dry_run: bool, rows: Sequence[Row]
+    directory: RunDirectory, policy: Policy, *, dry_run: bool, rows: Sequence[StepRow]
 ) -> list[dict[str, Any]]:
     """What stays and what goes, and why; unless it is a dry run, what goes is gone on return.
 
@@ -103,7 +104,7 @@ def prune_checkpoints(
     RefusedError while the run is training: it removes checkpoints itself.
     """
     directory.require_run()
-    accuracies = held_out_accuracies(rows, directory.summary())
+    accuracies = held_out_accuracies(rows, directory.final_accuracy())
     catalog = Catalog(directory.checkpoints)
     with contextlib.nullcontext() if dry_run else directory.lock():
         decisions = catalog.decide(policy, accuracies)

@@ -1,31 +1,31 @@
 """Models out of a run, for use elsewhere: read a checkpoint's weights, export them, evaluate them."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from yaoki.checkpoint.io.reader import load
 from yaoki.commands.checkpoints import find_checkpoint
 from yaoki.config.schema import Config
 from yaoki.errors import RefusedError, UsageError
+from yaoki.journal.journal import NullJournal
 from yaoki.models.critic import build_critic
 from yaoki.models.determinism import configure
 from yaoki.models.huggingface import export_model, load_tokenizer
 from yaoki.models.policy import build_causal_lm, load_causal_lm
 from yaoki.ranks.world import alone
 from yaoki.rewards.pool import VerifierPool
-from yaoki.rollout.collect import NoLog, collect
+from yaoki.rollout.collect import Collector
 from yaoki.runs.directory import RunDirectory
-from yaoki.seeding import Purpose
 from yaoki.train.accuracy import Accuracy, accuracy
 from yaoki.train.console import Console
 from yaoki.train.dataset import Tasks
-from yaoki.train.exchange import RolloutExchange
-from yaoki.train.networks import Models, build_engine, choose_device
+from yaoki.train.device import choose_device
+from yaoki.train.engine import build_engine
 from yaoki.types import Rollout
 
 
@@ -72,49 +72,39 @@ def evaluate_model(source: Path, at: int | None, config: Config, console: Consol
     """
     configure(deterministic=config.run.deterministic, num_threads=config.run.num_threads)
     device = choose_device(config, alone())
-    model, tokenizer, step = _policy(source, at, config)
-    torch.nn.Module.to(model, device)
-    models = Models(policy=model, critic=None, reference=None, engine=model, tokenizer=tokenizer)
+    folder, weights, step = _policy(source, at, config)
+    tokenizer = load_tokenizer(folder, trust_remote_code=config.policy.trust_remote_code)
     prompts = Tasks(config, tokenizer, console).eval_prompts()
     if not prompts:
         raise UsageError(f"{source} has no evaluation tasks of its own", hint="name some with --data FILE")
-    engine = build_engine(config, models, device)
-    engine.load_weights(model.state_dict().items(), 0)
+    engine = build_engine(config, folder, tokenizer, device)
+    engine.load_weights(weights.items(), 0)
     data = config.data
     verifier = VerifierPool(data.verifier, data.verifier_workers, data.verifier_time_limit_s)
     with verifier, console.work("evaluating") as advance:
-        rollouts = collect(
-            engine,
-            verifier,
-            prompts,
-            purpose=Purpose.EVALUATION,
+        collector = Collector(
+            engine=engine,
+            verifier=verifier,
+            journal=NullJournal(),
+            world=alone(),
+            ranks_per_engine=1,
             run_seed=config.train.seed,
-            step=0,
-            num_samples=config.eval.num_samples,
+            group_size=config.train.group_size,
+            num_eval_samples=config.eval.num_samples,
             batch_size=config.engine.batch_size,
-            poll=_never_stop,
-            on_progress=advance,
-            log=NoLog(),
-            peers=RolloutExchange(alone()),
+            poll=lambda: None,  # nothing to save: a signal simply ends it
         )
+        rollouts = collector.evaluation(prompts, advance)
     return Evaluation(accuracy(rollouts), rollouts, step)
 
 
-def _policy(
-    source: Path, at: int | None, config: Config
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int | None]:
-    trust = config.policy.trust_remote_code
+def _policy(source: Path, at: int | None, config: Config) -> tuple[str, Mapping[str, Tensor], int | None]:
+    """Folder of architecture and tokenizer, weights, and step of the checkpoint."""
     directory = RunDirectory(source)
     if not directory.exists:
+        trust = config.policy.trust_remote_code
         model = load_causal_lm(str(source), trust_remote_code=trust, dropout=0.0)
-        return model, load_tokenizer(str(source), trust_remote_code=trust), None
+        return str(source), model.state_dict(), None
     checkpoint = find_checkpoint(directory, at)
-    folder = str(directory.model / "policy")
-    model = build_causal_lm(folder, trust_remote_code=trust, dropout=0.0)
     parts = load(checkpoint.path, verified=checkpoint.manifest).parts
-    model.load_state_dict(dict(parts["policy.params"].tensors))
-    return model, load_tokenizer(folder, trust_remote_code=trust), checkpoint.manifest.step
-
-
-def _never_stop() -> None:
-    """Evaluation on its own has nothing to save; a signal simply ends it."""
+    return str(directory.model / "policy"), parts["policy.params"].tensors, checkpoint.manifest.step

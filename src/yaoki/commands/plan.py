@@ -148,9 +148,11 @@ def plan_run(config: Config, *, num_workers: int, disk_gb_per_s: float) -> Plan:
             f"engine.tensor_parallel, {config.engine.tensor_parallel}, does not divide {num_workers} workers",
             hint="set --workers to a multiple of it",
         )
+    from yaoki.rl.algorithm import ALGORITHMS
+
     policy = architecture_of(config.policy.init_from)
     critic, critic_source = None, config.critic.init_from or config.policy.init_from
-    if config.train.algorithm == "ppo":
+    if ALGORITHMS[config.algorithm.name].needs_critic:
         critic = architecture_of(critic_source)
     networks = [policy.policy(), *([] if critic is None else [critic.critic()])]
     checkpoint_bytes = num_workers * sum(map(_header_bytes, _checkpoint_files(config, policy, critic)))
@@ -158,7 +160,7 @@ def plan_run(config: Config, *, num_workers: int, disk_gb_per_s: float) -> Plan:
     num_completions = config.train.num_prompts * config.train.group_size
     max_tokens = num_completions * config.engine.max_new_tokens
     return Plan(
-        algorithm=config.train.algorithm,
+        algorithm=config.algorithm.name,
         num_workers=num_workers,
         policy=Network(config.policy.init_from, _num_elements(policy.policy())),
         critic=None if critic is None else Network(critic_source, _num_elements(critic.critic())),
@@ -190,7 +192,7 @@ def _memory(config: Config, policy: Architecture, critic: Architecture | None, n
         gathered_bytes=gathered,
         activations_bytes=activations,
         learner_offloads=config.train.offload,
-        engine_sleeps=config.engine.type == "vllm",
+        engine_sleeps=config.engine.traits.sleeps,
     )
 
 
@@ -234,7 +236,7 @@ def _activation_bytes(config: Config, network: Architecture, *, is_policy: bool)
 
 
 def _engine_weights_bytes(config: Config, policy: Architecture) -> int:
-    if config.engine.type == "transformers":
+    if config.engine.traits.is_float32:
         return _data_bytes(policy.policy())
     whole_bytes = _COMPUTE_BYTES[config.train.precision] * _num_elements(policy.policy())
     return _share(whole_bytes, config.engine.tensor_parallel)
@@ -243,7 +245,7 @@ def _engine_weights_bytes(config: Config, policy: Architecture) -> int:
 def _cache_bytes(config: Config, policy: Architecture) -> int:
     """Keys and values of the rollouts that grow at once when their last token is sampled."""
     num_rows = min(config.engine.batch_size, config.train.num_prompts * config.train.group_size)
-    if config.engine.type == "transformers":
+    if config.engine.traits.is_float32:
         columns = slab_columns(config.data.max_prompt_tokens, config.engine.max_new_tokens - 1)
         return policy.num_layers * 2 * num_rows * columns * policy.key_size * _WEIGHT_BYTES
     columns = config.data.max_prompt_tokens + config.engine.max_new_tokens

@@ -26,7 +26,8 @@ from yaoki.checkpoint.layout import STATE
 from yaoki.checkpoint.verify import verify
 from yaoki.config.load import load_config
 from yaoki.errors import RefusedError, YaokiError
-from yaoki.journal.metrics import CLOCK_KEYS, read_metrics
+from yaoki.journal.metrics import read_rows
+from yaoki.journal.step_row import CLOCK_FIELDS
 from yaoki.runs.directory import RunDirectory
 
 UNBROKEN, RESUMED, REPLAYED, WEIGHTS_ONLY = "unbroken", "killed and resumed", "replayed", "weights only"
@@ -192,7 +193,7 @@ class Prover:
         return self._scratch / f"{name}.log"
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
-        return read_metrics(self._scratch / name / "metrics.jsonl")
+        return [row.to_json() for row in read_rows(self._scratch / name / "metrics.jsonl")]
 
     def _note(self, text: str) -> None:
         self._events.append(text)
@@ -210,7 +211,7 @@ class Prover:
             if part not in _CLOCK_PARTS:
                 digests[part] = _digest(value)
         rows = self._rows(name)
-        trajectory = [{key: row[key] for key in row if key not in CLOCK_KEYS} for row in rows]
+        trajectory = [{key: row[key] for key in row if key not in CLOCK_FIELDS} for row in rows]
         return digests | {
             "rollouts": _digest([row["fingerprint"]["rollouts"] for row in rows]),
             "metrics rows": _digest(trajectory),

@@ -15,7 +15,7 @@ from yaoki.config.schema import Config
 from yaoki.errors import CorruptCheckpointError, DivergenceError, NothingThereError, UsageError
 from yaoki.fs import copy_file, copy_tree, link_files
 from yaoki.journal.layout import step_name
-from yaoki.journal.metrics import read_metrics
+from yaoki.journal.metrics import read_rows
 from yaoki.runs.directory import RunDirectory
 from yaoki.train.console import Console
 from yaoki.train.session import train
@@ -97,7 +97,7 @@ def _restore(directory: RunDirectory, base: ValidCheckpoint | None, step: int, c
 
 
 def _require_recorded(directory: RunDirectory, step: int) -> None:
-    last = max((row["step"] for row in read_metrics(directory.metrics_path)), default=0)
+    last = max((row.step for row in read_rows(directory.metrics_path)), default=0)
     if step > last:
         raise NothingThereError(
             f"{directory.path} has no row of step {step}, its last one is of step {last}",

@@ -9,8 +9,9 @@ from yaoki.commands.checkpoints import list_checkpoints, rows_of
 from yaoki.config.compat import config_digest
 from yaoki.errors import CorruptCheckpointError
 from yaoki.journal.browse import count_replayable
-from yaoki.journal.metrics import Row, held_out_accuracies, read_metrics
+from yaoki.journal.metrics import held_out_accuracies, read_rows
 from yaoki.journal.retention import journal_summary
+from yaoki.journal.step_row import StepRow
 from yaoki.runs.directory import RunDirectory
 from yaoki.runs.environment import software
 from yaoki.runs.grade import grade_of
@@ -24,20 +25,20 @@ def run_status(directory: RunDirectory, *, read_all: bool = False) -> dict[str, 
     """
     directory.require_run()
     config = directory.stored_config()
-    rows = read_metrics(directory.metrics_path)
+    rows = read_rows(directory.metrics_path)
     parent = directory.parent
     holder = directory.lock_holder()
-    accuracies = held_out_accuracies(rows, directory.summary())
+    accuracies = held_out_accuracies(rows, directory.final_accuracy())
     return {
         "run": str(directory.path),
         "run_id": directory.run_id,
         "parent": None if parent is None else asdict(parent),
-        "step": rows[-1]["step"] if rows else 0,
+        "step": rows[-1].step if rows else 0,
         "steps": config.train.steps,
         "in_use_by": holder,
-        "reward": rows[-1]["reward"] if rows else None,
+        "reward": rows[-1].reward if rows else None,
         "held_out_accuracy": accuracies[max(accuracies)] if accuracies else None,
-        "train_seconds": rows[-1]["timing"]["train_s"] if rows else 0.0,
+        "train_seconds": rows[-1].timing.train_s if rows else 0.0,
         "attempts": _attempts(directory, rows, holder),
         "checkpoints": list_checkpoints(directory, rows),
         "journal": asdict(journal_summary(directory.rollouts)),
@@ -45,14 +46,17 @@ def run_status(directory: RunDirectory, *, read_all: bool = False) -> dict[str, 
     }
 
 
-def _attempts(directory: RunDirectory, rows: Sequence[Row], holder: str | None) -> list[dict[str, Any]]:
+def _attempts(directory: RunDirectory, rows: Sequence[StepRow], holder: str | None) -> list[dict[str, Any]]:
     """Each attempt with the number of its steps that count; the first steps of a fork are its parent's."""
     inherited = 0 if directory.parent is None else directory.parent.step
-    num_steps = Counter(row["attempt"] for row in rows if row["step"] > inherited)
+    num_steps = Counter(row.attempt for row in rows if row.step > inherited)
     attempts = directory.attempts()
-    if attempts and holder == f"process {attempts[-1]['pid']}":
-        attempts[-1]["outcome"] = "running"
-    return [attempt | {"num_steps": num_steps[attempt["attempt"]]} for attempt in attempts]
+    if attempts and holder == f"process {attempts[-1].pid}":
+        attempts[-1] = attempts[-1].model_copy(update={"outcome": "running"})
+    return [
+        attempt.model_dump(exclude_none=True) | {"num_steps": num_steps[attempt.attempt]}
+        for attempt in attempts
+    ]
 
 
 def _resume(directory: RunDirectory, read_all: bool) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def _resume(directory: RunDirectory, read_all: bool) -> dict[str, Any]:
     )
     return {
         "possible": True,
-        "finished": summary is not None and summary["steps"] == verdict.step >= config.train.steps,
+        "finished": summary is not None and summary.steps == verdict.step >= config.train.steps,
         "grade": verdict.grade,
         "step": verdict.step,
         "checkpoint": verdict.checkpoint,

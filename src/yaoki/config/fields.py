@@ -1,4 +1,7 @@
-"""What all sections of the config are made of. Knows no setting."""
+"""What all sections of the config are made of: bounded types, `on_resume` classes, the base class.
+
+Small because every file of the schema needs it, and it needs none of them.
+"""
 
 from typing import Annotated, Any
 

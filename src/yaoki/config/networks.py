@@ -1,8 +1,8 @@
-"""Settings of the networks and of how they learn. Knows nothing of models or optimizers."""
+"""Settings of policy and critic: where they start, how they are optimised."""
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from yaoki.config.fields import FREE, STATE, Count, Decay, Positive, Section
 
@@ -29,6 +29,8 @@ class NetworkConfig(Section):
     """Floor of the linear schedule."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm."""
+    num_mini_batches: Positive = 1
+    """Optimizer steps per pass over the batch; 1 is strictly on-policy."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout in the model's attention while training."""
 
@@ -41,12 +43,10 @@ class PolicyConfig(NetworkConfig):
     Hugging Face causal LM, or its hub name."""
     trust_remote_code: bool = Field(False, json_schema_extra=FREE)
     """Let a hub model run its own Python code."""
-    num_mini_batches: Positive = 1
-    """Optimizer steps per pass over the batch; 1 is strictly on-policy."""
 
 
 class CriticConfig(NetworkConfig):
-    """The model that estimates the value of each state (ppo only)."""
+    """The model that estimates the value of each state (algorithms with a critic only)."""
 
     init_from: str = Field("", json_schema_extra=STATE)
     """Where the backbone starts; empty means where the policy starts."""
@@ -56,41 +56,3 @@ class CriticConfig(NetworkConfig):
     """Optimizer steps per pass over the batch."""
     value_clip: float = Field(0.2, ge=0)
     """Values may move this far from the old ones before the loss stops rewarding it; 0 means no clip."""
-
-
-class KLConfig(Section):
-    """Keeping the policy near the reference; off by default, as in ORZ."""
-
-    coef: float = Field(0.0, ge=0)
-    """Weight of the KL term (start value when adaptive)."""
-    use: Literal["loss", "reward"] = "loss"
-    """Add it to the policy's loss, or subtract it from each token's reward."""
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of KL(policy || reference) from the sampled tokens."""
-    controller: Literal["fixed", "adaptive"] = Field("fixed", json_schema_extra=STATE)
-    """Keep coef, or steer it towards target."""
-    target: float = Field(0.05, gt=0)
-    """KL per token that the adaptive controller aims at."""
-    horizon: float = Field(10000.0, gt=0)
-    """Rollouts over which the adaptive controller corrects an error."""
-    measure: bool = Field(False, json_schema_extra=STATE)
-    """Load the reference and report kl_to_ref even when coef is 0."""
-    refresh_reference_every_epoch: bool = Field(False, json_schema_extra=STATE)
-    """Make the policy the new reference whenever an epoch of the data ends."""
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.coef > 0 or self.measure or self.controller == "adaptive"
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        if self.controller == "adaptive" and self.coef == 0:
-            raise ValueError(
-                "kl.controller and kl.coef: an adaptive controller scales coef; set kl.coef above 0"
-            )
-        if self.refresh_reference_every_epoch and not self.needs_reference:
-            raise ValueError(
-                "kl.refresh_reference_every_epoch and kl.coef: there is no reference to refresh; "
-                "set kl.coef above 0 or kl.measure=true"
-            )
-        return self

@@ -2,7 +2,7 @@
 
 `on_resume` on a field says what a change means for a run that already exists: `free` (may change at
 any time), `trajectory` (the default: the run would take another path) or `state` (what is saved
-would no longer fit). This module knows nothing of files, models or devices.
+would no longer fit).
 """
 
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from yaoki.config.fields import FREE, STATE, Count, Fraction, NonEmpty, Positive, Section
-from yaoki.config.networks import CriticConfig, KLConfig, PolicyConfig
+from yaoki.config.algorithm import AlgorithmConfig, KLConfig
+from yaoki.config.engine import EngineConfig
+from yaoki.config.fields import FREE, STATE, Count, Positive, Section
+from yaoki.config.networks import CriticConfig, PolicyConfig
 
 
 class RunConfig(Section):
@@ -28,9 +30,6 @@ class RunConfig(Section):
     max_seconds: float = Field(0.0, ge=0, json_schema_extra=FREE)
     """Wall-time budget of one attempt, in seconds: before it is used up, the state is saved and the process
     gone, with exit code 75. 0 means none."""
-    on_nonfinite: Literal["stop", "skip"] = Field("stop", json_schema_extra=FREE)
-    """A loss or a gradient that is not finite: stop with an error and never save that step, or leave that
-    optimizer step out, count it and go on."""
     min_free_gb: float = Field(1.0, ge=0, json_schema_extra=FREE)
     """Stop, resumable, when the disk of the run directory has less free space than this, in 10^9 bytes."""
     peer_timeout_s: float = Field(600.0, gt=0, json_schema_extra=FREE)
@@ -48,10 +47,8 @@ class RunConfig(Section):
 
 
 class TrainConfig(Section):
-    """The algorithm and its batch."""
+    """The batch of a step, and how it is computed."""
 
-    algorithm: Literal["ppo", "grpo"] = Field("ppo", json_schema_extra=STATE)
-    """`ppo` trains a critic and uses GAE; `grpo` has no critic and compares within the group."""
     seed: int = Field(0, ge=0, json_schema_extra=STATE)
     """Root of every random choice."""
     steps: Positive = Field(1000, json_schema_extra=FREE)
@@ -60,30 +57,18 @@ class TrainConfig(Section):
     """Prompts per step."""
     group_size: Positive = 64
     """Completions sampled per prompt."""
-    gamma: Fraction = 1.0
-    """Discount of GAE."""
-    gae_lambda: Fraction = 1.0
-    """Lambda of GAE; 1 with gamma 1 makes the advantage the final reward minus the value."""
-    clip_eps: float = Field(0.2, gt=0, lt=1)
-    """Bound of PPO's probability ratio: 1 - clip_eps to 1 + clip_eps."""
-    whiten_advantages: bool = True
-    """Shift and scale the advantages of the whole batch to mean 0 and variance 1 (ppo only)."""
-    scale_by_std: bool = True
-    """Divide GRPO's group-relative advantage by the group's standard deviation (grpo only)."""
     update_epochs: Positive = 1
     """Passes over one batch of experience."""
     freeze_policy_steps: Count = 0
-    """Critic warm-up: train only the critic for so many steps (ppo only)."""
-    entropy_coef: float = Field(0.0, ge=0)
-    """Weight of the entropy bonus in the policy's loss."""
+    """Critic warm-up: train only the critic for so many steps (algorithms with a critic only)."""
     offload: bool = Field(False, json_schema_extra=FREE)
     """Keep weights and moments, and the reference, in host memory while completions are sampled, for a device
     that is too small for both. Costs two copies a step; the same bits."""
-    importance_cap: float = Field(0.0, ge=0)
-    """Weigh each token's advantage by the learner's probability of it over the engine's, at most this; for
-    engines that compute otherwise than the learner. 0 means no weights; 2 is usual."""
     micro_batch_tokens: Positive = 16384
     """Token budget (padding included) of one forward/backward. Changes memory and rounding only."""
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", json_schema_extra=FREE)
+    """A loss or a gradient that is not finite: stop with an error and never save that step, or leave that
+    optimizer step out, count it and go on."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What forward and backward passes compute in. Weights, moments and sums of gradients stay float32."""
     activation_checkpointing: bool = Field(False, json_schema_extra=FREE)
@@ -138,52 +123,6 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.family and data.verifier: {self.verifier} cannot judge {self.family}; "
                 f'set data.verifier="{judge}"'
-            )
-        return self
-
-
-class EngineConfig(Section):
-    """How completions are sampled."""
-
-    type: Literal["transformers", "vllm"] = Field("transformers", json_schema_extra=STATE)
-    """Which engine generates. vLLM is installed separately, and does not promise the same bits."""
-    batch_size: Positive = 128
-    """Completions generated together: the fixed micro-batch of rollouts. Its size changes the last bits."""
-    max_new_tokens: Positive = 8000
-    """Completions are cut off here (and can then earn no reward)."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides the logits before sampling."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Sample from the smallest set of tokens that holds this much probability."""
-    stop: tuple[NonEmpty, ...] = ("</answer>",)
-    """A completion ends where its text contains one of these."""
-    gpu_memory_utilization: float = Field(0.5, gt=0, le=1, json_schema_extra=FREE)
-    """Share of each GPU's memory that vLLM may take, for weights, keys and values (vllm on GPUs only)."""
-    tensor_parallel: Positive = Field(1, json_schema_extra=FREE)
-    """Neighbouring workers that share one vLLM engine, each with a slice of the weights: for a policy that is
-    too large for one device. Must divide the number of workers (vllm only)."""
-
-    @model_validator(mode="after")
-    def _is_shared_by(self) -> Self:
-        if self.type != "vllm" and self.tensor_parallel != 1:
-            raise ValueError(
-                "engine.type and engine.tensor_parallel: only a vllm engine is shared by workers; set "
-                f'engine.type="vllm", or engine.tensor_parallel=1, not {self.tensor_parallel}'
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _vllm_can(self) -> Self:
-        if self.type == "vllm" and not 0.01 <= self.temperature <= 2:
-            raise ValueError(
-                "engine.type and engine.temperature: vllm samples at temperatures from 0.01 to 2, not at "
-                f'{self.temperature}; set engine.temperature=1, or engine.type="transformers"'
-            )
-        if self.type == "vllm" and self.temperature != 1 and self.top_p != 1:
-            raise ValueError(
-                "engine.temperature and engine.top_p: vllm gives log-probabilities before the temperature or "
-                "after top_p, and training needs those in between; set one of them to 1, or "
-                'engine.type="transformers"'
             )
         return self
 
@@ -246,6 +185,7 @@ class Config(Section):
 
     run: RunConfig = Field(default_factory=RunConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     data: DataConfig
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     critic: CriticConfig = Field(default_factory=CriticConfig)
@@ -255,24 +195,6 @@ class Config(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     journal: JournalConfig = Field(default_factory=JournalConfig)
     resume: ResumeConfig = Field(default_factory=ResumeConfig)
-
-    @model_validator(mode="after")
-    def _sections_agree(self) -> Self:
-        if self.train.algorithm == "grpo" and self.train.group_size < 2:
-            raise ValueError(
-                f"train.algorithm and train.group_size: grpo compares within a group; "
-                f"set train.group_size to 2 or more, not {self.train.group_size}"
-            )
-        if self.train.algorithm == "grpo" and self.train.freeze_policy_steps:
-            raise ValueError(
-                "train.algorithm and train.freeze_policy_steps: grpo has no critic to warm up; "
-                "set train.freeze_policy_steps=0"
-            )
-        if self.train.algorithm == "grpo" and self.kl.needs_reference and self.kl.use == "reward":
-            raise ValueError(
-                'train.algorithm and kl.use: grpo keeps its KL term in the loss; set kl.use="loss"'
-            )
-        return self
 
     @model_validator(mode="after")
     def _networks_fit(self) -> Self:

@@ -64,6 +64,11 @@ class PromptLoader:
         self._state = LoaderState(epoch, cursor)
         return prompts
 
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next prompt, from 0."""
+        return self._state.epoch
+
     def state(self) -> LoaderState:
         return self._state
 

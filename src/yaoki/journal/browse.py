@@ -19,7 +19,7 @@ from yaoki.journal.layout import segment_names, step_name
 from yaoki.journal.recovery import Refusal, read_segments
 from yaoki.journal.retention import journaled_steps
 from yaoki.journal.segments import SEGMENT_SCHEMA
-from yaoki.types import Rollout
+from yaoki.types import Rollout, VerdictReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ def step_rows(
     if prompt is not None:
         table = table.filter(pc.field("prompt") == prompt)
     if correct is not None:
-        table = table.filter(pc.field("reward") == float(correct))
+        is_correct = pc.field("verdict") == VerdictReason.CORRECT.value
+        table = table.filter(is_correct if correct else ~is_correct)
     num_tokens = pc.list_value_length(table["token_ids"]).to_pylist()
     rows = table.select(fields).to_pylist()
     return [RolloutRow(**row, num_tokens=num) for row, num in zip(rows, num_tokens, strict=True)], refused
@@ -93,9 +94,10 @@ def step_rows(
 
 def step_groups(directory: Path, step: int) -> tuple[list[GroupResult], list[Refusal]]:
     """Each prompt of a step that has rollouts, in order; token ids and texts are not decoded."""
-    table, refused = read_step(directory, step, ["prompt", "task_uid", "problem", "answer", "reward"])
+    table, refused = read_step(directory, step, ["prompt", "task_uid", "problem", "answer", "verdict"])
     prompts, first, counts = np.unique(table["prompt"].to_numpy(), return_index=True, return_counts=True)
-    correct = np.add.reduceat(table["reward"].to_numpy(), first) if len(first) else np.zeros(0)
+    is_correct = pc.equal(table["verdict"], VerdictReason.CORRECT.value).to_numpy().astype(np.int64)
+    correct = np.add.reduceat(is_correct, first) if len(first) else np.zeros(0)
     tasks = table.take(first).select(["task_uid", "problem", "answer"]).to_pylist()
     return [
         GroupResult(step, int(prompt), **task, num_samples=int(count), num_correct=int(total))

@@ -1,12 +1,7 @@
-"""Rollouts as columns of a table, and back without losing a bit. Knows nothing of files, runs or steps.
+"""Rollouts as columns of a table and back, bit for bit: in Parquet segments and in messages between ranks."""
 
-Text is valid Unicode in the columns, for every reader's sake. Python strings can hold half a surrogate
-pair, which is not; in the column it reads U+FFFD, and the string as it was goes into the table's metadata.
-"""
-
-import json
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +9,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from yaoki.types import Completion, FinishReason, Rollout, Verdict, VerdictReason
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_ORIGINALS = b"yaoki.lone_surrogates"
-"""Metadata: JSON of {column: {row: hexadecimal UTF-8 with surrogates}} for what is not valid Unicode. JSON's
-own escapes would not do: they make one character of two halves side by side."""
+from yaoki.types import (
+    Completion,
+    FinishReason,
+    JudgedCompletion,
+    Rollout,
+    RolloutKey,
+    Verdict,
+    VerdictReason,
+)
 
 
 def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
@@ -32,6 +30,7 @@ def _ragged(kind: pa.DataType) -> pa.DataType:
 
 ROLLOUT_SCHEMA = pa.schema(
     [
+        _field("step", pa.int64()),
         _field("prompt", pa.int32()),
         _field("sample", pa.int32()),
         _field("policy_version", pa.int64()),
@@ -47,6 +46,7 @@ ROLLOUT_SCHEMA = pa.schema(
         _field("prompt_ids", _ragged(pa.int64())),
         _field("token_ids", _ragged(pa.int64())),
         _field("logprobs", _ragged(pa.float64())),
+        _field("not_sampled", _ragged(pa.int32())),
     ]
 )
 
@@ -61,14 +61,6 @@ PARQUET_OPTIONS: dict[str, Any] = {
     "column_encoding": {"logprobs.list.element": "BYTE_STREAM_SPLIT"},
 }
 """For pyarrow.parquet.write_table."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What was sampled and how it was judged."""
-
-    completion: Completion
-    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,74 +83,65 @@ class Ragged:
 def rollout_table(rollouts: Sequence[Rollout]) -> pa.Table:
     """One row per rollout, in order."""
     completions = [rollout.completion for rollout in rollouts]
-    extracted = [rollout.verdict.extracted for rollout in rollouts]
     columns = [
-        [rollout.prompt_index for rollout in rollouts],
-        [rollout.sample for rollout in rollouts],
+        [rollout.key.step for rollout in rollouts],
+        [rollout.key.prompt for rollout in rollouts],
+        [rollout.key.sample for rollout in rollouts],
         [rollout.policy_version for rollout in rollouts],
         [rollout.prompt.task.uid for rollout in rollouts],
-        [_unicode(rollout.prompt.task.source) for rollout in rollouts],
-        [_unicode(rollout.prompt.task.problem) for rollout in rollouts],
-        [_unicode(rollout.prompt.task.answer) for rollout in rollouts],
+        [rollout.prompt.task.source for rollout in rollouts],
+        [rollout.prompt.task.problem for rollout in rollouts],
+        [rollout.prompt.task.answer for rollout in rollouts],
         [rollout.verdict.reward for rollout in rollouts],
         [rollout.verdict.reason.value for rollout in rollouts],
-        [None if text is None else _unicode(text) for text in extracted],
+        [rollout.verdict.extracted for rollout in rollouts],
         [completion.finish_reason.value for completion in completions],
-        [_unicode(completion.text) for completion in completions],
+        [completion.text for completion in completions],
         _to_lists([rollout.prompt.token_ids for rollout in rollouts], np.int64),
         _to_lists([completion.token_ids for completion in completions], np.int64),
         _to_lists([completion.logprobs for completion in completions], np.float64),
+        _to_lists([completion.not_sampled for completion in completions], np.int32),
     ]
     arrays = [
         column if isinstance(column, pa.Array) else pa.array(column, field.type)
         for column, field in zip(columns, ROLLOUT_SCHEMA, strict=True)
     ]
-    table = pa.Table.from_arrays(arrays, schema=ROLLOUT_SCHEMA)
-    originals = {
-        "text": _not_unicode([completion.text for completion in completions]),
-        "extracted": _not_unicode(extracted),
-    }
-    return table.replace_schema_metadata(
-        {_ORIGINALS: json.dumps(originals)} if any(originals.values()) else None
-    )
+    return pa.Table.from_arrays(arrays, schema=ROLLOUT_SCHEMA)
 
 
-class SampleRows:
-    """The samples in a table with ROLLOUT_SCHEMA's columns.
+class RolloutRows:
+    """The judged completions in a table with ROLLOUT_SCHEMA's columns.
 
     Raises ValueError for values that no rollout has.
     """
 
     def __init__(self, table: pa.Table) -> None:
-        self.prompts: list[int] = table["prompt"].to_pylist()
-        self.samples: list[int] = table["sample"].to_pylist()
+        coordinates = (table[name].to_pylist() for name in ("step", "prompt", "sample"))
+        self.keys = [RolloutKey(*key) for key in zip(*coordinates, strict=True)]
         self.task_uids: list[str] = table["task_uid"].to_pylist()
         self.prompt_ids = _from_lists(table["prompt_ids"])
         self._token_ids = _from_lists(table["token_ids"])
         self._logprobs = _from_lists(table["logprobs"])
+        self._not_sampled = _from_lists(table["not_sampled"])
         self._rewards: list[float] = table["reward"].to_pylist()
         self._verdicts = [VerdictReason(value) for value in table["verdict"].to_pylist()]
         self._finish_reasons = [FinishReason(value) for value in table["finish_reason"].to_pylist()]
         self._texts: list[str] = table["text"].to_pylist()
         self._extracted: list[str | None] = table["extracted"].to_pylist()
-        self._put_originals_back(table.schema.metadata or {})
-        self._require_sense()
+        self._validate()
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.keys)
 
-    def place(self, row: int) -> tuple[int, int]:
-        """(index of the prompt, sample)."""
-        return self.prompts[row], self.samples[row]
-
-    def sample(self, row: int) -> Sample:
-        """One row as it was sampled."""
-        return Sample(
+    def judged(self, row: int) -> JudgedCompletion:
+        """One row as it was sampled and judged."""
+        return JudgedCompletion(
             Completion(
                 tuple(self._token_ids[row].tolist()),
                 tuple(self._logprobs[row].tolist()),
                 self._texts[row],
                 self._finish_reasons[row],
+                tuple(self._not_sampled[row].tolist()),
             ),
             Verdict(self._rewards[row], self._verdicts[row], self._extracted[row]),
         )
@@ -168,6 +151,7 @@ class SampleRows:
         return (
             self._token_ids[row].tobytes(),
             self._logprobs[row].tobytes(),
+            self._not_sampled[row].tobytes(),
             self._texts[row],
             self._finish_reasons[row],
             self._rewards[row],
@@ -175,37 +159,17 @@ class SampleRows:
             self._extracted[row],
         )
 
-    def _put_originals_back(self, metadata: Mapping[bytes, bytes]) -> None:
-        try:
-            originals = json.loads(metadata.get(_ORIGINALS, b"{}"))
-            for name, column in (("text", self._texts), ("extracted", self._extracted)):
-                for row, encoded in originals.get(name, {}).items():
-                    text = bytes.fromhex(encoded).decode("utf-8", "surrogatepass")
-                    column[range(len(column))[int(row)]] = text
-        except (ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            raise ValueError(f"metadata {_ORIGINALS.decode()} makes no sense: {error}") from error
-
-    def _require_sense(self) -> None:
-        if odd := [reward for reward in self._rewards if reward not in (0.0, 1.0)]:
-            raise ValueError(f"a reward is {odd[0]}, neither 0 nor 1")
+    def _validate(self) -> None:
+        if odd := [reward for reward in self._rewards if not math.isfinite(reward)]:
+            raise ValueError(f"a reward is {odd[0]}")
         if not np.array_equal(self._token_ids.lengths, self._logprobs.lengths):
             raise ValueError("a completion has more or fewer log-probabilities than tokens")
-        if len({self.place(row) for row in range(len(self))}) < len(self):
+        if len(set(self.keys)) < len(self):
             raise ValueError("the same (prompt, sample) is there twice")
-
-
-def _unicode(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair."""
-    return _LONE_SURROGATE.sub("\ufffd", text)
-
-
-def _not_unicode(texts: Sequence[str | None]) -> dict[int, str]:
-    """Those that hold half a surrogate pair, by row, as in the metadata."""
-    return {
-        row: text.encode("utf-8", "surrogatepass").hex()
-        for row, text in enumerate(texts)
-        if text is not None and _LONE_SURROGATE.search(text)
-    }
+        for row in range(len(self)):
+            places, length = self._not_sampled[row], len(self._token_ids[row])
+            if len(places) and not (places[0] >= 0 and places[-1] < length and (np.diff(places) > 0).all()):
+                raise ValueError(f"not_sampled is {places.tolist()} of {length} tokens")
 
 
 def _to_lists(rows: Sequence[Sequence[float]], kind: type[np.generic]) -> pa.Array:
@@ -225,7 +189,7 @@ def _from_lists(column: pa.ChunkedArray) -> Ragged:
 
 
 def pack(rollouts: Sequence[Rollout]) -> bytes:
-    """Everything of the rollouts that `unpack` gives back."""
+    """Rollouts as a message to other ranks."""
     table = rollout_table(rollouts)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
@@ -234,8 +198,8 @@ def pack(rollouts: Sequence[Rollout]) -> bytes:
     return message
 
 
-def unpack(message: bytes) -> dict[tuple[int, int], Sample]:
-    """What was sampled, bit for bit, by (index of the prompt, sample)."""
+def unpack(message: bytes) -> dict[RolloutKey, JudgedCompletion]:
+    """The inverse of `pack`, bit for bit."""
     with pa.ipc.open_stream(message) as stream:
-        rows = SampleRows(stream.read_all())
-    return {rows.place(row): rows.sample(row) for row in range(len(rows))}
+        rows = RolloutRows(stream.read_all())
+    return {key: rows.judged(row) for row, key in enumerate(rows.keys)}

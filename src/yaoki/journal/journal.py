@@ -1,10 +1,7 @@
 """The write-ahead log of rollouts: what was sampled is on disk before it is trained on, and is found again.
 
-    rollouts/step-00000124/rank-000-part-00007-<digest>.parquet     see segments.py
-    quarantine/step-00000124/...                                    parts that could not be used, and why
-
-Steps are counted as in metrics.jsonl: the rollouts of step N lead from policy N-1 to N. Knows nothing of
-engines or training, nor of which rollouts make a step complete.
+rollouts/step-00000124/rank-000-part-00007-<digest>.parquet     see segments.py
+quarantine/step-00000124/...                                    segments that could not be used, and why
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,25 +9,24 @@ from pathlib import Path
 from types import TracebackType
 
 from yaoki import fs
-from yaoki.journal.columns import Sample
+from yaoki.errors import NothingThereError
 from yaoki.journal.group_commit import Batch, GroupCommit
 from yaoki.journal.layout import UNFINISHED_SUFFIX, names_in, segment_names, step_name
 from yaoki.journal.recovery import Refusal, StepContents, Wanted, read_step_for, set_aside
 from yaoki.journal.retention import prune_steps
 from yaoki.journal.segments import JournalIdentity, encode_segment
-from yaoki.types import Prompt, Rollout
-
-__all__ = ["JournalIdentity", "Refusal", "RolloutJournal", "Sample"]
+from yaoki.types import JudgedCompletion, Prompt, Rollout, RolloutKey
 
 _MAX_SEGMENT_TOKENS = 1 << 22
-"""A part ends with the micro-batch that reaches this, so that no part is too large to be read back."""
+"""A segment ends with the micro-batch that reaches this, so that no segment is too large to be read back."""
 
 
 class RolloutJournal:
-    """The journal of one process of a run; a context manager, since a thread writes in the background.
+    """The journal of one rank of a run, one step at a time; a context manager, since a thread writes in the
+    background.
 
-    Leaving the block writes what still waits. A failure to do so is raised, unless another error is on its
-    way; call `sync` first where it matters.
+    Leaving the block writes what still waits. A failure to do so is raised, unless another error is already
+    being raised; call `sync` first where it matters.
     """
 
     def __init__(
@@ -41,17 +37,32 @@ class RolloutJournal:
         flush_seconds: float,
         flush_rollouts: int,
         num_ranks: int = 1,
+        replay_only: bool = False,
+        warn: Callable[[str], None] = lambda _: None,
+        on_append: Callable[[], None] = lambda: None,
     ) -> None:
-        """`directory`: the run's `rollouts/`. Rollouts wait for `flush_seconds` at most, or for so many."""
+        """
+        Args:
+            directory: the run's `rollouts/`.
+            flush_seconds: longest time that a finished rollout waits before it is written.
+            flush_rollouts: number of waiting rollouts that are written at once.
+            replay_only: a rollout that is not in the journal is an error, and not sampled.
+            warn: receives what was quarantined or is no segment, and why.
+            on_append: called with each finished micro-batch, which is durable soon after.
+        """
         self._directory = directory
         self._num_ranks = num_ranks
         self._identity = identity
+        self._warn = warn
+        self._on_append = on_append
         self._commits = GroupCommit(self._write, flush_seconds=flush_seconds, flush_rollouts=flush_rollouts)
         self._step = 0
         self._policy_version = 0
         self._next_number = 0
         self._contents = StepContents()
-        self._refusals: list[Refusal] = []
+        self.replay_only = replay_only
+        self.num_reused = 0
+        """Rollouts of the open step that were found."""
 
     def __enter__(self) -> "RolloutJournal":
         return self
@@ -68,52 +79,60 @@ class RolloutJournal:
         step: int,
         policy_version: int,
         prompts: Sequence[Prompt],
-        wait: Callable[[], None] = lambda: None,
+        barrier: Callable[[], None] = lambda: None,
     ) -> None:
-        """Turn to a step: read what there is of it, by all ranks and attempts, and set aside what is no use.
+        """Turn to a step: read its segments, of all ranks and attempts, and quarantine those that are of no
+        use.
 
-        `wait` returns when all ranks have read, so that all have found the same. Beginnings of parts that a
-        dead attempt left are removed. Raises YaokiError for what cannot be read.
+        `barrier` returns when all ranks have read, so that all have found the same. Unfinished segments of
+        dead attempts are removed. Raises YaokiError for what cannot be read.
         """
         self.sync()
-        self._step, self._policy_version = step, policy_version
+        self._step, self._policy_version, self.num_reused = step, policy_version, 0
         directory, quarantine = self._step_directory(), self._quarantine()
-        # What a dead process has named counts, so it must stay; what it has moved must be there before it is
-        # gone here.
+        # fsync first: a killed writer may have renamed files without syncing the directory. The target of a
+        # move comes before its source.
         for place in (quarantine, directory):
             if place.is_dir():
                 fs.fsync_directory(place)
         self._contents = read_step_for(directory, Wanted(self._identity, step, policy_version, prompts))
-        wait()
-        if self._identity.rank == 0:  # every rank refuses the same; one of them moves it away
-            self._refusals += [set_aside(refusal, quarantine) for refusal in self._contents.refused]
-            self._refusals += self._unknown_files(directory)
+        barrier()
+        if self._identity.rank == 0:  # every rank rejects the same files
+            for refusal in self._contents.refused:
+                self._warn(f"set aside: {set_aside(refusal, quarantine)}")
+            for refusal in self._unknown_files(directory):
+                self._warn(f"set aside: {refusal}")
         self._next_number = self._clean_and_number(directory, quarantine)
 
-    def find(self, places: Sequence[tuple[int, int]]) -> list[Sample] | None:
-        """What the journal held, when the step was opened, of one micro-batch of (prompt index, sample).
+    def find(self, keys: Sequence[RolloutKey]) -> list[JudgedCompletion] | None:
+        """One micro-batch of the open step, as it was in the journal when the step was opened.
 
         None unless it is there in full: half a micro-batch is never kept.
         """
-        return self._contents.find(places)
+        found = self._contents.find(keys)
+        if found is not None:
+            self.num_reused += len(found)
+        elif self.replay_only:
+            raise NothingThereError(
+                f"the journal does not hold all rollouts of step {self._step}",
+                hint="only steps whose rollouts were kept can be replayed: see `yaoki status` for them, and "
+                "journal.keep for keeping more",
+            )
+        return found
 
-    def append(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        """Take over one finished micro-batch of the open step; durable after `sync`, or a little later.
+    def append(self, rollouts: Sequence[Rollout]) -> None:
+        """Append a finished micro-batch of the open step; durable after `sync`, or a little later.
 
         Raises YaokiError if earlier ones could not be written.
         """
-        assert step == self._step
+        assert all(rollout.key.step == self._step for rollout in rollouts)
         assert all(rollout.policy_version == self._policy_version for rollout in rollouts)
         self._commits.append(rollouts)
+        self._on_append()
 
     def sync(self) -> None:
         """Return when everything appended is durable; YaokiError if it cannot be made so."""
         self._commits.sync()
-
-    def take_quarantined(self) -> list[Refusal]:
-        """What was set aside, or left alone because it is no part, since last asked."""
-        refusals, self._refusals = self._refusals, []
-        return refusals
 
     def prune(self, oldest_checkpoint_step: int, keep: str) -> list[Path]:
         """Remove the steps up to the oldest retained checkpoint's, save those that `journal.keep` wants.
@@ -127,7 +146,7 @@ class RolloutJournal:
         directory = self._step_directory()
         fs.make_directory(directory)
         for rollouts in _groups(batches):
-            name, data = encode_segment(rollouts, self._identity, self._step, self._next_number)
+            name, data = encode_segment(rollouts, self._identity, self._next_number)
             self._next_number += 1
             fs.publish(directory / str(name), memoryview(data))
 
@@ -168,3 +187,27 @@ def _groups(batches: Sequence[Batch]) -> Iterator[list[Rollout]]:
             group, num_tokens = [], 0
     if group:
         yield group
+
+
+class NullJournal:
+    """In place of a RolloutJournal with journal.enabled=false: keeps nothing, finds nothing."""
+
+    replay_only = False
+    num_reused = 0
+
+    def open_step(
+        self, step: int, policy_version: int, prompts: Sequence[Prompt], barrier: Callable[[], None]
+    ) -> None:
+        pass
+
+    def find(self, keys: Sequence[RolloutKey]) -> None:
+        pass
+
+    def append(self, rollouts: Sequence[Rollout]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def prune(self, oldest_checkpoint_step: int, keep: str) -> None:
+        pass

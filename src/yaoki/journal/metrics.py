@@ -1,25 +1,21 @@
 """`metrics.jsonl`: one row per step, appended once, cut back to the checkpoint on resume.
 
-A row is plain JSON; everything that depends on the clock is under its key `timing`, so two runs of the same
-trajectory have equal rows otherwise. Knows nothing of what the numbers mean, nor of checkpoints.
+Everything that depends on the clock is in CLOCK_FIELDS, so two runs of the same trajectory have otherwise
+equal rows.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import xxhash
+from pydantic import ValidationError
 
 from yaoki import fs
 from yaoki.errors import CorruptCheckpointError, YaokiError
-
-Row = dict[str, Any]
-
-CLOCK_KEYS = ("timing", "attempt")
-"""Keys of a row that an exact resume does not reproduce."""
+from yaoki.journal.step_row import StepRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +29,11 @@ class LogPosition:
 
 
 class MetricsLog:
-    """The writer's end; one process holds it at a time."""
+    """The writer of metrics.jsonl, a Tracker; one process holds it at a time."""
 
     def __init__(self, path: Path, superseded_path: Path) -> None:
-        """`superseded_path` receives rows that are cut off: what they say of their steps is not forgotten."""
+        """`superseded_path` receives the rows that are cut off: the steps after them must come out the same
+        again."""
         self._path = path
         self._superseded_path = superseded_path
         self._file = fs.open_at_end(path)
@@ -44,13 +41,17 @@ class MetricsLog:
         self._set(lines)
         self._file.cut(self._num_bytes)  # a line that a crash cut short must not swallow the next row
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row; visible to readers at once, durable after `sync`.
+    def resume_from(self, step: int) -> None:
+        """Make sure that the next row is that of `step`: `cut_back` comes first."""
+        assert self._num_rows == step - 1, (self._num_rows, step)
+
+    def log(self, row: StepRow) -> None:
+        """Append one row; visible to readers at once, durable after `sync`.
 
         Raises YaokiError for a number that is not finite.
         """
         _require_finite(row)
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        line = json.dumps(row.to_json(), allow_nan=False).encode() + b"\n"
         self._file.write(line)
         self._digest.update(line)
         self._num_rows += 1
@@ -82,7 +83,7 @@ class MetricsLog:
             )
         if later:
             fs.make_directory(self._superseded_path.parent)
-            fs.publish(self._superseded_path, b"".join(line for line in later if _parsed(line)))
+            fs.publish(self._superseded_path, b"".join(line for line in later if _is_json(line)))
         self._file.cut(num_bytes)
         self.sync()
 
@@ -95,25 +96,29 @@ class MetricsLog:
         self._digest = xxhash.xxh3_128(data)
 
 
-def read_metrics(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[StepRow]:
     """All complete rows; none if the file is missing. A last line that a crash cut short is left out.
 
     Raises CorruptCheckpointError for a line that is no row.
     """
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for number, line in enumerate(_complete_lines(path), start=1):
-        row = _parsed(line)
-        if row is None:
-            raise CorruptCheckpointError(f"{path}, row {number}: not a row: {line[:60]!r}")
-        rows.append(row)
+        try:
+            rows.append(StepRow.model_validate_json(line))
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            reason = f"{where}: {error.errors()[0]['msg']}" if where else error.errors()[0]["msg"]
+            raise CorruptCheckpointError(
+                f"{path}, row {number}: not a row ({reason}): {line[:60]!r}"
+            ) from error
     return rows
 
 
-def _require_finite(row: Mapping[str, Any]) -> None:
-    odd = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+def _require_finite(row: StepRow) -> None:
+    odd = {name: value for name, value in row.scalars() if not math.isfinite(value)}
     if odd:
         raise YaokiError(
-            f"numbers that are not finite: {', '.join(f'{name} is {row[name]}' for name in odd)}",
+            f"numbers that are not finite: {', '.join(f'{name} is {value}' for name, value in odd.items())}",
             hint="training has diverged; the last checkpoint is untouched: start a new run from it with a "
             "lower learning rate",
         )
@@ -128,21 +133,19 @@ def _complete_lines(path: Path) -> list[bytes]:
     return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
 
 
-def _parsed(line: bytes) -> Row | None:
-    """None for a line that a crash or the disk has spoilt."""
+def _is_json(line: bytes) -> bool:
+    """False for a line that a crash or the disk has damaged."""
     try:
-        row = json.loads(line)
+        return isinstance(json.loads(line), dict)
     except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+        return False
 
 
-def held_out_accuracies(rows: Sequence[Row], summary: dict[str, Any] | None = None) -> dict[int, float]:
+def held_out_accuracies(rows: Sequence[StepRow], final: tuple[int, float] | None = None) -> dict[int, float]:
     """Accuracy by the step of the checkpoint that holds the evaluated weights.
 
-    A row's accuracy was measured before its step's update; the run's last one is in the summary.
+    A row's accuracy was measured before its step's update; `final` is the step and accuracy at the end of the
+    run.
     """
-    found = {row["step"] - 1: row["accuracy"] for row in rows if row["accuracy"] is not None}
-    if summary is not None and summary["accuracy_after"] is not None:
-        found[summary["steps"]] = summary["accuracy_after"]
-    return found
+    found = {row.step - 1: row.accuracy for row in rows if row.accuracy is not None}
+    return found if final is None else found | dict([final])

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from yaoki import fs
-from yaoki.journal.columns import Sample, SampleRows
+from yaoki.journal.columns import RolloutRows
 from yaoki.journal.layout import segment_names
 from yaoki.journal.segments import JournalIdentity, Segment, SegmentRejected, read_segment
-from yaoki.types import Prompt
+from yaoki.types import JudgedCompletion, Prompt, RolloutKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +45,26 @@ class StepContents:
 
     refused: list[Refusal] = field(default_factory=list)
     """Parts that do not count."""
-    _rows: dict[tuple[int, int], tuple[Path, SampleRows, int]] = field(default_factory=dict)
+    _rows: dict[RolloutKey, tuple[Path, RolloutRows, int]] = field(default_factory=dict)
 
-    def find(self, places: Sequence[tuple[int, int]]) -> list[Sample] | None:
-        """The samples at these (prompt, sample), or None if one of them is missing."""
-        found = [self._rows.get(place) for place in places]
-        rows = [entry for entry in found if entry is not None]
-        return [rows.sample(row) for _, rows, row in rows] if len(rows) == len(found) else None
+    def find(self, keys: Sequence[RolloutKey]) -> list[JudgedCompletion] | None:
+        """The completions of these rollouts, or None if one of them is missing."""
+        found = [self._rows[key] for key in keys if key in self._rows]
+        return [rows.judged(row) for _, rows, row in found] if len(found) == len(keys) else None
 
-    def add(self, path: Path, rows: SampleRows) -> None:
-        """Take over what is new; PartRefused if nothing is, or if it contradicts what is there."""
-        new: dict[tuple[int, int], tuple[Path, SampleRows, int]] = {}
+    def add(self, path: Path, rows: RolloutRows) -> None:
+        """Add the new rows; SegmentRejected if none is new, or if one contradicts an earlier one."""
+        new: dict[RolloutKey, tuple[Path, RolloutRows, int]] = {}
         other = path
-        for row in range(len(rows)):
-            held = self._rows.get(rows.place(row))
+        for row, key in enumerate(rows.keys):
+            held = self._rows.get(key)
             if held is None:
-                new[rows.place(row)] = (path, rows, row)
+                new[key] = (path, rows, row)
                 continue
             other, other_rows, other_row = held
             if other_rows.content(other_row) != rows.content(row):
                 raise SegmentRejected(
-                    f"it holds another completion of prompt {rows.prompts[row]}, sample {rows.samples[row]} "
+                    f"it holds another completion of prompt {key.prompt}, sample {key.sample} "
                     f"than {other.name}, which came first"
                 )
         if not new:
@@ -120,22 +119,21 @@ def _require_header(part: Segment, wanted: Wanted) -> None:
             raise SegmentRejected(f"it is of {what} {found}, not {right}")
 
 
-def _rows(part: Segment) -> SampleRows:
+def _rows(part: Segment) -> RolloutRows:
     """The part's rows, which must be what its header says."""
     for name in ("step", "policy_version", "attempt"):
         said = getattr(part.header, name)
         if not np.all(part.table[name].to_numpy() == said):
             raise SegmentRejected(f"a row is not of {name} {said}, as its metadata says")
     try:
-        return SampleRows(part.table)
+        return RolloutRows(part.table)
     except ValueError as error:
         raise SegmentRejected(f"a row that no rollout has: {error}") from error
 
 
-def _require_prompts(rows: SampleRows, prompts: Sequence[Prompt]) -> None:
+def _require_prompts(rows: RolloutRows, prompts: Sequence[Prompt]) -> None:
     """Each row must belong to the prompt that the step has at its index."""
-    for row in range(len(rows)):
-        index, sample = rows.place(row)
+    for row, (_, index, sample) in enumerate(rows.keys):
         if not 0 <= index < len(prompts) or sample < 0:
             raise SegmentRejected(f"there is no prompt {index}, sample {sample} among {len(prompts)} prompts")
         prompt = prompts[index]

@@ -20,10 +20,9 @@ from yaoki.journal.columns import PARQUET_OPTIONS, ROLLOUT_SCHEMA, rollout_table
 from yaoki.journal.layout import SegmentName, parse_segment, unreadable
 from yaoki.types import Rollout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SEGMENT_SCHEMA = pa.schema(
     [
-        pa.field("step", pa.int64(), nullable=False),
         *ROLLOUT_SCHEMA,
         pa.field("engine", pa.string(), nullable=False),
         pa.field("attempt", pa.int32(), nullable=False),
@@ -72,26 +71,22 @@ class SegmentRejected(Exception):
 
 
 def encode_segment(
-    rollouts: Sequence[Rollout], identity: JournalIdentity, step: int, number: int
+    rollouts: Sequence[Rollout], identity: JournalIdentity, number: int
 ) -> tuple[SegmentName, pa.Buffer]:
-    """Name and bytes of a part that holds these rollouts, all of one policy version."""
-    table = rollout_table(rollouts)
+    """Name and bytes of a segment with these rollouts, all of one step and one policy version."""
     table = pa.Table.from_arrays(
         [
-            pa.array(np.full(len(rollouts), step)),
-            *table.columns,
+            *rollout_table(rollouts).columns,
             pa.array([identity.engine] * len(rollouts)),
             pa.array(np.full(len(rollouts), identity.attempt, np.int32)),
         ],
         schema=SEGMENT_SCHEMA.with_metadata(
             {
-                **(table.schema.metadata or {}),
                 b"yaoki.format_version": str(FORMAT_VERSION),
-                b"yaoki.run_id": identity.run_id.encode(
-                    "utf-8", "surrogatepass"
-                ),  # has a directory's name in it
+                # A run's id begins with a directory's name, which need not be valid Unicode.
+                b"yaoki.run_id": identity.run_id.encode("utf-8", "surrogatepass"),
                 b"yaoki.config_digest": identity.config_digest,
-                b"yaoki.step": str(step),
+                b"yaoki.step": str(rollouts[0].key.step),
                 b"yaoki.policy_version": str(rollouts[0].policy_version),
                 b"yaoki.attempt": str(identity.attempt),
                 b"yaoki.rank": str(identity.rank),

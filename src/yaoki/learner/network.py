@@ -1,7 +1,6 @@
 """A network together with what trains it: AdamW, its schedule, its gradient norm.
 
 Everything that changes while training is in `weights()`, `moments()` and `num_batches`.
-Knows nothing of losses or files.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,6 +48,7 @@ class TrainedNetwork:
             config.lr, config.schedule, config.warmup_steps, config.decay_steps, config.min_lr
         )
         self.num_batches = 0
+        self.num_mini_batches = config.num_mini_batches
         self._max_grad_norm = config.max_grad_norm
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self._optimizer = torch.optim.AdamW(

@@ -9,20 +9,19 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
-def shaped_rewards(scores: Tensor, loss_mask: Tensor, kl: Tensor | None, kl_coef: float) -> Tensor:
-    """Reward of each token `[N, S]` float32: the score on the last response token, a KL penalty on each.
+def shaped_rewards(scores: Tensor, loss_mask: Tensor, penalty: Tensor | None) -> Tensor:
+    """Reward of each token `[N, S]` float32: the score on the last masked token, minus a penalty on each.
 
-    scores `[N]`; loss_mask `[N, S]`, contiguous in each row; kl `[N, S]`, an estimate of
-    KL(policy || reference) in nats, or None for no penalty. A row without response tokens gets zeros.
+    scores `[N]`; loss_mask `[N, S]`, in each row with gaps or without; penalty `[N, S]`, such as a
+    coefficient times an estimate of KL(policy || reference), or None. A row without masked tokens gets zeros.
     Source: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", eq. 2.
     """
-    is_last = loss_mask & ~functional.pad(loss_mask[:, 1:], (0, 1))
-    rewards = torch.where(is_last, scores.float().unsqueeze(1), 0.0)
-    if kl is not None:
-        rewards = rewards - kl_coef * torch.where(loss_mask, kl.float(), 0.0)
+    num_left = loss_mask.flip(1).cumsum(1).flip(1)
+    rewards = torch.where(loss_mask & (num_left == 1), scores.float().unsqueeze(1), 0.0)
+    if penalty is not None:
+        rewards = rewards - torch.where(loss_mask, penalty, 0.0)
     return rewards
 
 
@@ -31,9 +30,10 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation: (advantages, returns), both `[N, S]` float32, zero outside the mask.
 
-    rewards, values, loss_mask `[N, S]`. The value after the last response token is 0: an answer is over
-    when it ends. The returns are advantages + values. Accumulates in float64, so that gamma = lambda = 1
-    makes each return the plain sum of the rewards from its token on.
+    rewards, values, loss_mask `[N, S]`. The value after the last masked token is 0: an answer is over when it
+    ends. A gap in a row's mask, such as an environment's answer between two turns, is one transition: the
+    token before it bootstraps from the first one after it. The returns are advantages + values. Accumulates
+    in float64, so that gamma = lambda = 1 makes each return the plain sum of the rewards from its token on.
     Source: Schulman et al. 2016, "High-Dimensional Continuous Control Using GAE", eq. 16.
     """
     advantages = torch.zeros_like(rewards, dtype=torch.float32)
@@ -44,10 +44,10 @@ def gae(
         mask, value = loss_mask[:, t], values[:, t].double()
         delta = rewards[:, t].double() + gamma * next_value - value
         advantage = delta + gamma * gae_lambda * next_advantage
-        next_value = torch.where(mask, value, zero)
-        next_advantage = torch.where(mask, advantage, zero)
-        advantages[:, t] = next_advantage
-        returns[:, t] = next_advantage + next_value
+        next_value = torch.where(mask, value, next_value)
+        next_advantage = torch.where(mask, advantage, next_advantage)
+        advantages[:, t] = torch.where(mask, advantage, zero)
+        returns[:, t] = torch.where(mask, advantage + value, zero)
     return advantages, returns
 
 

@@ -28,11 +28,12 @@ class Experience:
     num_tokens: Tensor
     """True length of each row `[N]` int64."""
     loss_mask: Tensor
-    """True exactly at response tokens `[N, S]` bool: contiguous in each row, never column 0."""
+    """True exactly at the tokens that the policy sampled `[N, S]` bool; a row may have gaps; never column
+    0."""
     rollout_logprobs: Tensor
     """The engine's log-probability of each response token `[N, S]` float32."""
     rewards: Tensor
-    """The verifier's score of each rollout, 0 or 1 `[N]` float32."""
+    """The verifier's score of each rollout `[N]` float32."""
     group: Tensor
     """Index of the prompt that each rollout answers `[N]` int64."""
     old_logprobs: Tensor | None = None
@@ -70,11 +71,13 @@ def pad_rollouts(
     rollout_logprobs: Sequence[Sequence[float]],
     scores: Sequence[float],
     groups: Sequence[int],
+    not_sampled: Sequence[Sequence[int]] | None = None,
 ) -> Experience:
     """Experience without the learner's columns from one prompt, response, ... per rollout.
 
-    prompts, responses: token ids; rollout_logprobs: one number per response token. Padding is token 0.
-    Raises YaokiError when a prompt is empty or a response and its log-probabilities differ in length.
+    prompts, responses: token ids; rollout_logprobs: one number per response token; not_sampled: positions in
+    each response that are context only, None for none at all. Padding is token 0. Raises YaokiError when a
+    prompt is empty or a response and its log-probabilities differ in length.
     """
     num_tokens = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     shape = (len(num_tokens), max(num_tokens, default=0))
@@ -89,6 +92,8 @@ def pad_rollouts(
         token_ids[row, start:end] = response
         loss_mask[row, start:end] = True
         logprobs[row, start:end] = response_logprobs
+        if not_sampled is not None:
+            loss_mask[row, [start + place for place in not_sampled[row]]] = False
     if not shape[0] == len(scores) == len(groups):
         raise YaokiError(
             f"{shape[0]} rollouts with {len(scores)} scores and {len(groups)} group indices",

@@ -1,7 +1,6 @@
 """The coefficient of the KL penalty: fixed, or steered towards a target.
 
-The controller is part of the run's state. What it holds that a config cannot rebuild is a dict of
-floats; this module knows nothing of how that is stored.
+The controller is part of the run's state: `state` returns what a config cannot rebuild.
 """
 
 import math
@@ -20,8 +19,8 @@ class KLController(Protocol):
     def coef(self) -> float:
         """Weight of the KL penalty in the next step."""
 
-    def update(self, measured_kl: float, num_rollouts: int) -> None:
-        """Take in the mean KL to the reference that was measured over `num_rollouts` rollouts."""
+    def update(self, measured_kl: float | None, num_rollouts: int) -> None:
+        """Adapt to the mean KL to the reference over `num_rollouts` rollouts; None without a reference."""
 
     def state(self) -> dict[str, float]:
         """What `restore` needs to go on exactly."""
@@ -40,8 +39,8 @@ class FixedKL:
     def coef(self) -> float:
         return self._coef
 
-    def update(self, measured_kl: float, num_rollouts: int) -> None:
-        """Nothing to learn."""
+    def update(self, measured_kl: float | None, num_rollouts: int) -> None:
+        """No-op."""
 
     def state(self) -> dict[str, float]:
         return {}
@@ -67,11 +66,12 @@ class AdaptiveKL:
     def coef(self) -> float:
         return self._coef
 
-    def update(self, measured_kl: float, num_rollouts: int) -> None:
+    def update(self, measured_kl: float | None, num_rollouts: int) -> None:
         """coef *= 1 + clip(measured / target - 1, -0.2, 0.2) * num_rollouts / horizon.
 
         More rollouts than the horizon count as one horizon: otherwise five of them would turn the sign.
         """
+        assert measured_kl is not None, "an adaptive controller has a reference"
         if math.isnan(measured_kl):
             raise YaokiError(
                 f"the KL to the reference is {measured_kl}: its coefficient ({self._coef}) cannot be adapted",

@@ -17,28 +17,22 @@ KLEstimator = Literal["k1", "k2", "k3"]
 
 
 class PolicyLoss(NamedTuple):
-    """The policy's loss of one micro-batch with sums for the metrics; all scalars, all add up."""
+    """The policy's loss on one micro-batch with sums for the metrics, which add up over micro-batches."""
 
-    loss: Tensor
-    """Sum of the token losses / num_tokens; the only one that carries a gradient."""
+    token_losses: Tensor
+    """`[T]`, of the masked tokens in row order; the only one that carries a gradient."""
     num_clipped: Tensor
     """Tokens on which the clipped branch is the smaller one, so that no gradient flows; float64."""
     approx_kl_sum: Tensor
     """Sum over tokens of the k3 estimate of KL(old policy || policy), in nats; float64."""
 
 
-def policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    loss_mask: Tensor,
-    *,
-    clip_eps: float,
-    num_tokens: int,
+def clipped_surrogate(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, loss_mask: Tensor, *, clip_eps: float
 ) -> PolicyLoss:
     """PPO's clipped surrogate, to be minimised: -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A).
 
-    All tensors `[N, S]`; only `logprobs` carries a gradient. `num_tokens` >= 1.
+    All tensors `[N, S]`; only `logprobs` carries a gradient.
     Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7.
     """
     advantages = advantages[loss_mask]
@@ -50,7 +44,16 @@ def policy_loss(
         num_clipped = (clipped < plain).sum().double()
         # The tokens are the old policy's samples, so here the old policy is the first distribution.
         approx_kl_sum = kl_estimate(-log_ratio, torch.zeros_like(log_ratio), "k3").double().sum()
-    return PolicyLoss(-torch.minimum(plain, clipped).sum() / num_tokens, num_clipped, approx_kl_sum)
+    return PolicyLoss(-torch.minimum(plain, clipped), num_clipped, approx_kl_sum)
+
+
+def token_mean(token_losses: Tensor, loss_mask: Tensor, num_tokens: int) -> Tensor:  # noqa: ARG001
+    """Every token of the mini-batch counts the same: sum of the losses `[T]` / num_tokens; scalar.
+
+    num_tokens >= 1: masked tokens of the whole mini-batch, over all micro-batches and ranks.
+    Source: Yu et al. 2025, "DAPO", section 3.3; also Open-Reasoner-Zero's.
+    """
+    return token_losses.sum() / num_tokens
 
 
 def value_loss(

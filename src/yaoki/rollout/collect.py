@@ -1,116 +1,92 @@
 """Prompts in, rewarded rollouts out: fixed micro-batches through the engine, answers through the verifier.
 
-Which completions share a micro-batch is a function of their coordinates alone. What a log of earlier
-attempts holds is not made again. Knows nothing of training, nor of how the log is kept.
+Which completions share a micro-batch is a function of their coordinates alone, and what the journal already
+holds is not sampled again: a resumed step comes out with the same bits.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
+from yaoki.journal.columns import pack, unpack
+from yaoki.journal.journal import NullJournal, RolloutJournal
 from yaoki.ranks.agree import stop_together
-from yaoki.rollout.engine import Poll, Request, RolloutEngine
-from yaoki.seeding import Purpose, seed
-from yaoki.types import Completion, Prompt, Rollout, Task, Verdict, VerdictReason
+from yaoki.ranks.world import World
+from yaoki.rewards.pool import VerifierPool
+from yaoki.rollout.engine import Request, RolloutEngine
+from yaoki.seeding import Purpose, seed, step_seed
+from yaoki.types import (
+    Completion,
+    JudgedCompletion,
+    Poll,
+    Prompt,
+    Rollout,
+    RolloutKey,
+    Verdict,
+    VerdictReason,
+)
 
-Place = tuple[int, int]
-"""Index of the prompt in the batch, and of the sample in its group."""
-
-
-class AnswerVerifier(Protocol):
-    """Judges answers; never raises for what a text holds."""
-
-    def verify(self, jobs: Sequence[tuple[Task, str]], poll: Poll) -> list[Verdict]:
-        """One verdict per (task, text), in order; `poll` is called now and then and may raise."""
-        ...
-
-
-class JudgedCompletion(Protocol):
-    """A completion with its verdict, as a log gives it back."""
-
-    @property
-    def completion(self) -> Completion: ...
-    @property
-    def verdict(self) -> Verdict: ...
+OnProgress = Callable[[int, int], None]
+"""Receives (finished, total) rollouts of this rank."""
 
 
-class RolloutLog(Protocol):
-    """Where finished micro-batches are kept, and found again after a crash."""
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """Samples and judges rollouts, on all ranks of a run together."""
 
-    def find(self, places: Sequence[Place]) -> Sequence[JudgedCompletion] | None:
-        """What was sampled at the places of one micro-batch, or None unless all of it is there."""
-        ...
+    engine: RolloutEngine
+    verifier: VerifierPool
+    journal: RolloutJournal | NullJournal
+    world: World
+    ranks_per_engine: int
+    """Neighbouring ranks that share an engine; divides the number of ranks."""
+    run_seed: int
+    group_size: int
+    """Completions per prompt of a step."""
+    num_eval_samples: int
+    """Completions per prompt of an evaluation."""
+    batch_size: int
+    """Completions per micro-batch."""
+    poll: Poll
 
-    def append(self, rollouts: Sequence[Rollout]) -> None:
-        """Take over one finished micro-batch."""
-        ...
+    def training(self, prompts: Sequence[Prompt], step: int, on_progress: OnProgress) -> list[Rollout]:
+        """`group_size` rollouts of each prompt of a step, ordered by (prompt, sample); the same list on every
+        rank.
 
+        The seed of a completion is (run_seed, step, prompt, sample). Micro-batches that the journal, opened
+        for this step, does not hold are dealt out to the engines in turn, so every rank must find the same in
+        it. With a batch-invariant engine single completions are dealt out, and each is journaled as it
+        finishes. Raises what `poll` raises, on all ranks; finished micro-batches are in the journal then.
+        """
+        keys = [RolloutKey(step, i, s) for i in range(len(prompts)) for s in range(self.group_size)]
+        return self._collect(prompts, keys, self.journal, on_progress)
 
-class NoLog:
-    """Keeps nothing, finds nothing."""
+    def evaluation(self, prompts: Sequence[Prompt], on_progress: OnProgress) -> list[Rollout]:
+        """The same outside of a step (`RolloutKey.step` 0): with the same seeds every time, and not
+        journaled."""
+        keys = [RolloutKey(0, i, s) for i in range(len(prompts)) for s in range(self.num_eval_samples)]
+        return self._collect(prompts, keys, NullJournal(), on_progress)
 
-    def find(self, places: Sequence[Place]) -> None:  # noqa: ARG002
-        return None
-
-    def append(self, rollouts: Sequence[Rollout]) -> None:
-        pass
-
-
-class Peers(Protocol):
-    """The ranks among which micro-batches are dealt out; all of them collect the same step."""
-
-    share: int
-    """Which of `num_shares` equal shares this rank generates; the same for ranks that share an engine."""
-    num_shares: int
-
-    def any_reason(self, mine: str | None) -> str | None:
-        """The reason that some rank gives; None if none does."""
-        ...
-
-    def exchange(self, rollouts: Sequence[Rollout]) -> Mapping[Place, JudgedCompletion]:
-        """What all ranks have sampled."""
-        ...
-
-
-def collect(
-    engine: RolloutEngine,
-    verifier: AnswerVerifier,
-    prompts: Sequence[Prompt],
-    *,
-    purpose: Purpose,
-    run_seed: int,
-    step: int,
-    num_samples: int,
-    batch_size: int,
-    poll: Poll,
-    on_progress: Callable[[int, int], None],
-    log: RolloutLog,
-    peers: Peers,
-) -> list[Rollout]:
-    """`num_samples` rollouts of each prompt, ordered by (prompt, sample); the same list on every rank.
-
-    The seed of a completion is (run_seed, purpose, step, prompt, sample). Micro-batches that `log` does not
-    hold are dealt out to the engines in turn, so every rank must find the same; with an engine whose
-    completions do not depend on the batch, single ones are, and each is logged as it finishes, by the rank
-    that the engine hands it to.
-    `on_progress(done, total)` counts this rank's. Raises what `poll` raises, on all ranks; then finished
-    micro-batches are in `log`.
-    """
-    sampler = _Sampler(engine, verifier, prompts, purpose, run_seed, step, log, poll)
-    places = [(index, sample) for index in range(len(prompts)) for sample in range(num_samples)]
-    unit = 1 if engine.batch_invariant else batch_size
-    found: dict[Place, JudgedCompletion] = {}
-    missing: list[Sequence[Place]] = []
-    for start in range(0, len(places), unit):
-        batch = places[start : start + unit]
-        logged = log.find(batch)
-        found |= {} if logged is None else dict(zip(batch, logged, strict=True))
-        missing += [batch] if logged is None else []
-
-    def sample_own() -> list[Rollout]:
-        own = missing[peers.share :: peers.num_shares]
+    def _collect(
+        self,
+        prompts: Sequence[Prompt],
+        keys: Sequence[RolloutKey],
+        journal: RolloutJournal | NullJournal,
+        on_progress: OnProgress,
+    ) -> list[Rollout]:
+        unit = 1 if self.engine.batch_invariant else self.batch_size
+        batches = [keys[start : start + unit] for start in range(0, len(keys), unit)]
+        found: dict[RolloutKey, JudgedCompletion] = {}
+        missing = []
+        for batch in batches:
+            logged = journal.find(batch)
+            if logged is None:
+                missing.append(batch)
+            else:
+                found |= zip(batch, logged, strict=True)
+        num_engines = self.world.size // self.ranks_per_engine
+        own = missing[self.world.rank // self.ranks_per_engine :: num_engines]
         total = len(found) + sum(map(len, own))
 
         def progress(num_new: int) -> None:
@@ -118,79 +94,84 @@ def collect(
 
         if found:
             progress(0)
-        if engine.batch_invariant:
-            return sampler.one_by_one([place for (place,) in own], progress)
-        return sampler.batch_by_batch(own, progress)
+        sampler = _Sampler(self.engine, self.verifier, prompts, self.run_seed, journal, self.poll)
+        new = stop_together(lambda: sampler.sample(own, progress), self.world.loop.any_reason)
+        found |= self._all_gather(new)
+        return [sampler.rollout(key, found[key]) for key in keys]
 
-    found |= peers.exchange(stop_together(sample_own, peers.any_reason))
-    return [sampler.rollout(place, found[place].completion, found[place].verdict) for place in places]
+    def _all_gather(self, rollouts: Sequence[Rollout]) -> dict[RolloutKey, JudgedCompletion]:
+        """The new rollouts of all ranks."""
+        if self.world.size == 1:
+            return {rollout.key: rollout.judged for rollout in rollouts}
+        messages = self.world.loop.gather(pack(rollouts))
+        return {key: judged for message in messages for key, judged in unpack(message).items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Sampler:
-    """Samples, judges and logs completions of one step."""
+    """Samples, judges and journals completions of one step."""
 
     engine: RolloutEngine
-    verifier: AnswerVerifier
+    verifier: VerifierPool
     prompts: Sequence[Prompt]
-    purpose: Purpose
     run_seed: int
-    step: int
-    log: RolloutLog
+    journal: RolloutJournal | NullJournal
     poll: Poll
 
-    def rollout(self, place: Place, completion: Completion, verdict: Verdict) -> Rollout:
-        index, sample = place
-        version = self.engine.policy_version
-        return Rollout(self.step, index, sample, version, self.prompts[index], completion, verdict)
+    def rollout(self, key: RolloutKey, judged: JudgedCompletion) -> Rollout:
+        prompt = self.prompts[key.prompt]
+        return Rollout(key, self.engine.policy_version, prompt, judged.completion, judged.verdict)
 
-    def batch_by_batch(
-        self, batches: Sequence[Sequence[Place]], progress: Callable[[int], None]
+    def sample(
+        self, batches: Sequence[Sequence[RolloutKey]], progress: Callable[[int], None]
     ) -> list[Rollout]:
-        """Micro-batches, each kept as a whole."""
+        if self.engine.batch_invariant:
+            return self._one_by_one([key for batch in batches for key in batch], progress)
         new: list[Rollout] = []
         for batch in batches:
-            completions = self.engine.generate([self._request(place) for place in batch], self.poll)
+            completions = self.engine.generate([self._request(key) for key in batch], self.poll)
             new += self._keep(batch, completions, self.poll)
             progress(len(new))
         return new
 
-    def one_by_one(self, places: Sequence[Place], progress: Callable[[int], None]) -> list[Rollout]:
-        """Each completion is judged and kept as it finishes, on a thread beside the generation."""
+    def _one_by_one(self, keys: Sequence[RolloutKey], progress: Callable[[int], None]) -> list[Rollout]:
+        """Each completion is judged and journaled as it finishes, on a thread beside the generation."""
         kept: list[Future[list[Rollout]]] = []
-        unseen: deque[Future[list[Rollout]]] = deque()
+        pending: deque[Future[list[Rollout]]] = deque()
         with ThreadPoolExecutor(1, "judge") as thread:
 
             def on_finished(number: int, completion: Completion) -> None:
-                kept.append(thread.submit(self._keep, [places[number]], [completion], _never_stop))
-                unseen.append(kept[-1])
-                while unseen[0].done() and len(unseen) > 1:
-                    unseen.popleft().result()  # what has failed there ends the generation here
+                # Finished completions are kept even when the run is asked to stop: no poll.
+                kept.append(thread.submit(self._keep, [keys[number]], [completion], lambda: None))
+                pending.append(kept[-1])
+                while pending[0].done() and len(pending) > 1:
+                    pending.popleft().result()  # a failure on the thread ends the generation here
                 progress(len(kept))
 
-            if places:
-                self.engine.generate([self._request(place) for place in places], self.poll, on_finished)
+            if keys:
+                self.engine.generate([self._request(key) for key in keys], self.poll, on_finished)
             return [rollout for future in kept for rollout in future.result()]
 
-    def _request(self, place: Place) -> Request:
-        index, sample = place
-        coordinates = (self.purpose, self.step, index, sample)
-        return Request(self.prompts[index].token_ids, seed(self.run_seed, *coordinates))
+    def _request(self, key: RolloutKey) -> Request:
+        if key.step == 0:
+            value = seed(self.run_seed, Purpose.EVALUATION, 0, key.prompt, key.sample)
+        else:
+            value = step_seed(self.run_seed, Purpose.ROLLOUT, *key)
+        return Request(self.prompts[key.prompt].token_ids, value)
 
-    def _keep(self, places: Sequence[Place], completions: Sequence[Completion], poll: Poll) -> list[Rollout]:
-        prompts = [self.prompts[index] for index, _ in places]
+    def _keep(
+        self, keys: Sequence[RolloutKey], completions: Sequence[Completion], poll: Poll
+    ) -> list[Rollout]:
+        prompts = [self.prompts[key.prompt] for key in keys]
         verdicts = _judge(self.verifier, prompts, completions, poll)
-        rollouts = [self.rollout(*member) for member in zip(places, completions, verdicts, strict=True)]
-        self.log.append(rollouts)
+        judged = map(JudgedCompletion, completions, verdicts)
+        rollouts = [self.rollout(*pair) for pair in zip(keys, judged, strict=True)]
+        self.journal.append(rollouts)
         return rollouts
 
 
-def _never_stop() -> None:
-    """What has finished is kept, stop or not."""
-
-
 def _judge(
-    verifier: AnswerVerifier, prompts: Sequence[Prompt], completions: Sequence[Completion], poll: Poll
+    verifier: VerifierPool, prompts: Sequence[Prompt], completions: Sequence[Completion], poll: Poll
 ) -> list[Verdict]:
     """Only a completion that stopped by itself is judged; a truncated one scores 0."""
     ended = [place for place, completion in enumerate(completions) if completion.stopped_by_itself]

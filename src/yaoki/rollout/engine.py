@@ -1,8 +1,7 @@
 """The contract between the training loop and whatever generates completions.
 
-An engine's only state is its weights. Everything random comes in the request; tokens come back as they
-were sampled, with their log-probabilities. Several ranks may share one; then all of them make the same calls
-in the same order. An engine knows nothing of rewards, groups or training.
+An engine's only state is its weights. Everything random comes in the request; tokens come back as they were
+sampled, with their log-probabilities. Ranks that share an engine make the same calls in the same order.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,17 +12,10 @@ import torch
 from torch import Tensor
 
 from yaoki.errors import YaokiError
-from yaoki.types import Completion
-
-Poll = Callable[[], None]
-"""Called between tokens; raises StopRequested when the run was asked to stop."""
+from yaoki.types import Completion, Poll
 
 OnFinished = Callable[[int, Completion], None]
-"""Takes over a finished completion; the number is the place of its request."""
-
-
-def keep_none(place: int, completion: Completion) -> None:
-    """An OnFinished for who waits for all of them."""
+"""Receives the index of a request and its finished completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +42,20 @@ class RolloutEngine(Protocol):
 
     @property
     def policy_version(self) -> int:
-        """Version of the loaded weights; -1 before the first load, and once they are forgotten."""
+        """Version of the loaded weights; -1 before the first load, and once they are dropped."""
         ...
 
     @property
     def batch_invariant(self) -> bool:
         """Whether a completion depends on its own request alone, but for rounding, not on the others.
 
-        If so, each completion is worth keeping as it finishes, and any requests may be generated together.
-        If not, only the same micro-batch gives the same bits: all of it is kept, or nothing.
+        If so, each completion is kept as it finishes, and any requests may be generated together. If not,
+        only the same micro-batch gives the same bits: all of it is kept, or nothing.
         """
         ...
 
     def generate(
-        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished = keep_none
+        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished | None = None
     ) -> list[Completion]:
         """One completion per request, in order.
 
@@ -81,25 +73,25 @@ class RolloutEngine(Protocol):
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Take over the learner's weights, all of them; after an error the engine has none."""
+        """Replace all weights by the learner's; after an error the engine has none."""
         ...
 
     def sleep(self) -> None:
-        """Give back as much memory as can be given, for training. The weights may be forgotten."""
+        """Free as much device memory as possible, for training. The weights may be dropped."""
         ...
 
     def wake(self) -> None:
-        """Get ready for `load_weights` after `sleep`."""
+        """Prepare for `load_weights` after `sleep`."""
         ...
 
 
 def check_names_and_shapes(
     shapes: Mapping[str, torch.Size], weights: Iterable[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The weights, one by one as they come; YaokiError for one that is left over, misshapen or missing.
+    """Pass the weights through one by one; YaokiError for one that is left over, misshapen or missing.
 
-    shapes: of every weight that the engine's model has. That one is missing is known at the end only, so
-    nothing may be believed before that.
+    shapes: of every weight of the engine's model. A missing weight is noticed only at the end of the
+    iteration, so exhaust it before the weights are used.
     """
     missing = dict(shapes)
     for name, tensor in weights:
@@ -117,3 +109,8 @@ def _differ(names: list[str]) -> YaokiError:
         f"the engine's model and the pushed weights differ in {', '.join(names[:5])}",
         hint="learner and engine must be built from the same model",
     )
+
+
+def valid_unicode(text: str) -> str:
+    """Decoded text without lone surrogates, which slow tokenizers may produce and no file format holds."""
+    return text.encode("utf-8", "replace").decode("utf-8")

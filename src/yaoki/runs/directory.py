@@ -1,4 +1,4 @@
-"""A run's directory: what lies where, who holds it, and which attempts there were. No torch in here.
+"""A run's directory: its paths and its small files.
 
 run.json               id of the run, written once
 config.json            the resolved config
@@ -7,24 +7,24 @@ model/                 architecture and tokenizer, so that a resume does without
 metrics.jsonl          a row per step        tensorboard/   the same for TensorBoard
 checkpoints/           committed checkpoints
 rollouts/              the journal: what was sampled, by step
-quarantine/            parts of it that were set aside, with the reason
+quarantine/            segments of it that cannot be used, with the reason
 start.json             digests of the state at step 0
 saved.json             says that a checkpoint was committed, from the first one on
 summary.json           accuracy before and after, written when train.steps is reached
-logs/                  of the workers beside the first one
+logs/                  output of the ranks other than 0
 lock                   held by the process that trains
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from yaoki import fs
 from yaoki.checkpoint.catalog import Catalog, Choice, Refusal
@@ -33,7 +33,18 @@ from yaoki.config.load import read_stored
 from yaoki.config.schema import Config
 from yaoki.errors import CorruptCheckpointError, NothingThereError, RefusedError
 from yaoki.runs.lineage import Parent
-from yaoki.runs.lock import RunLock, _in_use
+from yaoki.runs.lock import RunLock, holder_of, in_use
+from yaoki.runs.records import (
+    FORMAT_VERSION,
+    AttemptEnd,
+    AttemptRecord,
+    AttemptStart,
+    Record,
+    RunSummary,
+    StartRecord,
+)
+
+_Record = TypeVar("_Record", bound=Record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +75,20 @@ class RunDirectory:
 
     @property
     def logs(self) -> Path:
-        """What the workers beside the first one say."""
+        """Output of the ranks other than 0."""
         return self.path / "logs"
 
     @property
     def model(self) -> Path:
         return self.path / "model"
 
-    def record_startup(self, attempt: int, seconds: Mapping[str, float]) -> None:
-        """Keep how long an attempt took to its first new rollout, by phase."""
-        fs.make_directory(self._attempt_directory(attempt))
-        _write_json(self._attempt_directory(attempt) / "startup.json", seconds)
-
     @property
     def restoring(self) -> Path:
-        """Where a step is done again, for as long as that takes."""
+        """Scratch directory of a replay."""
         return self.path / ".restoring"
 
     def remove_leftovers(self) -> None:
-        """What attempts that died have left half written."""
+        """Remove the unfinished files of dead attempts."""
         for pattern in ("*.json.tmp", "checkpoints/*.json.tmp", "attempts/*/*.tmp"):
             for unfinished in self.path.glob(pattern):
                 fs.remove_file(unfinished)
@@ -100,10 +106,17 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
-        found = _read_json(self._run_path).get("run_id")
-        if not isinstance(found, str):
+        """The run's id. RefusedError for a run of another format version."""
+        found = _read_json(self._run_path)
+        version, run_id = found.get("format_version"), found.get("run_id")
+        if version != FORMAT_VERSION:
+            raise RefusedError(
+                f"{self.path} holds a run of format version {version}, this is version {FORMAT_VERSION}",
+                hint="finish it with the version of Yaoki that wrote it, or start a new run with --run",
+            )
+        if not isinstance(run_id, str):
             raise CorruptCheckpointError(f"{self._run_path} holds no run_id", hint="put it back as it was")
-        return found
+        return run_id
 
     def require_run(self) -> None:
         """NothingThereError unless there is a run here; CorruptCheckpointError if there was one."""
@@ -113,6 +126,7 @@ class RunDirectory:
                 f"there is no run in {self.path}",
                 hint="start one: yaoki train RECIPE --run " + str(self.path),
             )
+        _ = self.run_id  # of this format version
 
     @property
     def parent(self) -> Parent | None:
@@ -121,12 +135,13 @@ class RunDirectory:
         return None if found is None else Parent.from_json(found)
 
     def create(self, config: Config, *, name: str | None = None, parent: Parent | None = None) -> None:
-        """Make the directory a run's; run.json comes last and makes it one. `name` begins the run's id."""
+        """Create the run; run.json is written last and makes it one. `name` is the beginning of the run's
+        id."""
         self._require_own()
         fs.make_directory(self.path)
         self.store_config(config)
         run_id = f"{name or self.path.name}-{secrets.token_hex(4)}"
-        facts = {"run_id": run_id, "created_unix_s": time.time(), "format_version": 1}
+        facts = {"run_id": run_id, "created_unix_s": time.time(), "format_version": FORMAT_VERSION}
         _write_json(self._run_path, facts | ({} if parent is None else {"parent": asdict(parent)}))
 
     def stored_config(self) -> Config:
@@ -135,11 +150,11 @@ class RunDirectory:
 
     @property
     def has_begun(self) -> bool:
-        """Something may have been trained or sampled; if not, an attempt has ended before that."""
+        """Whether anything was trained or sampled; False if every attempt ended before that."""
         return self._start_path.exists() or self._saved_path.exists() or any(self.checkpoints.glob("*"))
 
     def begin_anew(self, config: Config) -> None:
-        """Another config for a run that has not begun."""
+        """Replace the config of a run that has not begun."""
         if self.model.exists():
             fs.remove_tree(self.model)
         self.store_config(config)
@@ -167,61 +182,66 @@ class RunDirectory:
         if not self._saved_path.exists():
             _write_json(self._saved_path, {"first_saved_unix_s": time.time()})
 
-    def recorded_start(self) -> dict[str, Any] | None:
-        """What the first attempt said of the state at step 0."""
-        return _read_json(self._start_path) if self._start_path.is_file() else None
+    def recorded_start(self) -> StartRecord | None:
+        """What the first attempt found at step 0."""
+        return _read_record(self._start_path, StartRecord) if self._start_path.is_file() else None
 
-    def record_start(self, facts: Mapping[str, Any]) -> None:
-        _write_json(self._start_path, facts)
+    def record_start(self, start: StartRecord) -> None:
+        _write_json(self._start_path, start.model_dump())
 
-    def attempts(self) -> list[dict[str, Any]]:
+    def attempts(self) -> list[AttemptRecord]:
         """One entry per attempt, oldest first; `outcome` is `killed` where no end was written."""
-        entries: list[dict[str, Any]] = []
-        for line in _lines(self._attempts_path):
-            if "outcome" in line:
-                entries[-1].update(line)
-            else:
-                entries.append(line | {"outcome": "killed"})
+        entries: list[AttemptRecord] = []
+        try:
+            for line in _lines(self._attempts_path):
+                if "outcome" in line:
+                    end = AttemptEnd.model_validate(line)
+                    entries[-1] = entries[-1].model_copy(update=end.model_dump())
+                else:
+                    entries.append(AttemptRecord.model_validate(line))
+        except (ValidationError, IndexError) as error:
+            reason = f"a line is not an attempt's: {error}"
+            raise CorruptCheckpointError(
+                f"{self._attempts_path}: {reason}", hint="put it back as it was"
+            ) from error
         return entries
 
-    def log_attempt(self, facts: Mapping[str, Any]) -> None:
-        """Append a line about the current attempt: its start, or (with `outcome`) its end."""
+    def log_attempt(self, line: AttemptStart | AttemptEnd) -> None:
+        """Append the current attempt's start or end."""
         file = fs.open_at_end(self._attempts_path)
         with contextlib.closing(file):
             file.cut(self._attempts_path.read_bytes().rfind(b"\n") + 1)  # a torn line would swallow this one
-            file.write(json.dumps(dict(facts)).encode() + b"\n")
+            file.write(json.dumps(line.model_dump(exclude_none=True)).encode() + b"\n")
             file.sync()
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        _write_json(self._summary_path, summary)
+    def write_summary(self, summary: RunSummary) -> None:
+        _write_json(self._summary_path, summary.model_dump())
 
-    def summary(self) -> dict[str, Any] | None:
-        """What the run came to, once it reached train.steps."""
-        return _read_json(self._summary_path) if self._summary_path.is_file() else None
+    def summary(self) -> RunSummary | None:
+        """The end of the run, once it has reached train.steps."""
+        return _read_record(self._summary_path, RunSummary) if self._summary_path.is_file() else None
 
-    def lock(self) -> "RunLock":
-        """What keeps a second process out. RefusedError where other things live: nothing is put there."""
+    def final_accuracy(self) -> tuple[int, float] | None:
+        """The last step with its held-out accuracy, once the run has reached train.steps."""
+        summary = self.summary()
+        if summary is None or summary.accuracy_after is None:
+            return None
+        return summary.steps, summary.accuracy_after
+
+    def lock(self) -> RunLock:
+        """Keeps a second process out. RefusedError for a directory with other content: nothing is put
+        there."""
         self._require_own()
         return RunLock(self.path / "lock")
 
     def lock_holder(self) -> str | None:
-        """Who trains here now, or None. Asks the lock, not the file, which outlives its holder."""
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return (self.path / "lock").read_text("utf-8").strip()
-        finally:
-            os.close(descriptor)
-        return None
+        """The process that trains here now, in words, or None."""
+        return holder_of(self.path / "lock")
 
     def require_free(self) -> None:
-        """RefusedError if somebody trains here now, before anything is started; see `lock`."""
+        """RefusedError if a process trains here now, before anything is started; see `lock`."""
         if (holder := self.lock_holder()) is not None:
-            raise _in_use(self.path, holder)
+            raise in_use(self.path, holder)
 
     def _require_own(self) -> None:
         """RefusedError unless there is a run here, the beginning of one, or nothing."""
@@ -283,6 +303,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CorruptCheckpointError(f"{path} is no JSON object", hint="put it back as it was")
     return value
+
+
+def _read_record(path: Path, kind: type[_Record]) -> _Record:
+    try:
+        return kind.model_validate(_read_json(path))
+    except ValidationError as error:
+        raise CorruptCheckpointError(f"{path}: {error}", hint="put it back as it was") from error
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
-"""Judging a continuation before it happens: where it would start and what it promises. No torch in here.
-
-`status` asks the same question as `train`, of the facts that it can know. Restores nothing.
-"""
+"""Grades a resume (exact, elastic, fork) before it starts: for `train`, and for `status` as far as its facts
+go."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -50,8 +48,8 @@ def grade_of(choice: Choice, now: Environment, config: Config, parent: Parent | 
     reasons = differences({**manifest.environment, "num_workers": manifest.world_size}, now)
     if not config.run.deterministic:
         reasons.append("run.deterministic is false")
-    if config.engine.type == "vllm":
-        reasons.append("what vLLM samples anew has other bits")
+    if not config.engine.traits.is_deterministic:
+        reasons.append(f"what {config.engine.type} samples anew has other bits")
     changes = parent.changes if parent is not None and parent.is_source_of(manifest) else ()
     grade: Grade = "fork" if changes else "elastic" if reasons else "exact"
     reasons = [*(f"{name} is not the parent's" for name in changes), *reasons]

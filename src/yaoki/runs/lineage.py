@@ -28,7 +28,7 @@ _TASKS = (
 """Settings on which it depends which task is at which place of an epoch."""
 
 _FIXED = {
-    "train.algorithm": "policy and critic are trained together, or there is no critic",
+    "algorithm.name": "policy and critic are trained together, or there is no critic",
     "kl.controller": "the controller's state is of the other kind",
     "policy.init_from": "the weights come from the checkpoint",
     "critic.init_from": "the weights come from the checkpoint",

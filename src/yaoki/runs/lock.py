@@ -34,8 +34,8 @@ class RunLock:
         except OSError as error:
             holder = self._path.read_text("utf-8").strip() or "another process"
             os.close(self._descriptor)
-            raise _in_use(self._path.parent, holder) from error
-        with contextlib.suppress(OSError):  # who holds it is for eyes; a full disk must not end a run
+            raise in_use(self._path.parent, holder) from error
+        with contextlib.suppress(OSError):  # informational only; a full disk must not end a run
             os.truncate(self._descriptor, 0)
             os.write(self._descriptor, f"process {os.getpid()}\n".encode())
 
@@ -54,6 +54,23 @@ class RunLock:
         os.close(self._descriptor)
 
 
-def _in_use(path: Path, holder: str) -> RefusedError:
+def in_use(path: Path, holder: str) -> RefusedError:
+    """The error for a run that another process trains."""
     hint = "wait for it or stop it, or name another directory with --run"
     return RefusedError(f"{path} is in use by {holder}", hint=hint)
+
+
+def holder_of(path: Path) -> str | None:
+    """The process that holds the lock, in words, or None. The file alone says nothing: it outlives its
+    holder."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return path.read_text("utf-8").strip()
+    finally:
+        os.close(descriptor)
+    return None

@@ -28,7 +28,7 @@ def accuracy(rollouts: Sequence[Rollout]) -> Accuracy:
     """Accuracy of rollouts ordered by (prompt, sample), the same number of samples each."""
     by_task: dict[int, list[float]] = {}
     for rollout in rollouts:
-        by_task.setdefault(rollout.prompt_index, []).append(rollout.verdict.reward)
+        by_task.setdefault(rollout.key.prompt, []).append(rollout.verdict.reward)
     num_samples = len(by_task[0])
     means = [sum(rewards) / num_samples for rewards in by_task.values()]
     low, high = interval(means)

@@ -1,14 +1,10 @@
-"""One attempt of a run: build the live parts, restore them, train, sum up.
-
-Knows nothing of locks, nor of which checkpoint is the right one.
-"""
+"""One attempt of a run: build its parts, restore them, train, sum up. The composition root."""
 
 import gc
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -18,34 +14,30 @@ from yaoki.checkpoint.io.save import SaveInfo
 from yaoki.checkpoint.io.store import CheckpointStore, SavedCheckpoint
 from yaoki.config.compat import config_digest
 from yaoki.config.schema import Config
-from yaoki.journal.journal import JournalIdentity, RolloutJournal
-from yaoki.journal.metrics import MetricsLog, held_out_accuracies, read_metrics
+from yaoki.data.prompts import PromptLoader
+from yaoki.journal.journal import NullJournal, RolloutJournal
+from yaoki.journal.metrics import MetricsLog, held_out_accuracies, read_rows
+from yaoki.journal.segments import JournalIdentity
+from yaoki.learner.learner import Learner
 from yaoki.ranks.world import World, peers_expected
 from yaoki.rewards.pool import VerifierPool
+from yaoki.rollout.collect import Collector
+from yaoki.rollout.engine import RolloutEngine
 from yaoki.runs.directory import RunDirectory
 from yaoki.runs.environment import Environment, environment_digest
-from yaoki.runs.grade import ResumeVerdict, grade_of
-from yaoki.seeding import Purpose, seed
-from yaoki.train import rng
+from yaoki.runs.grade import grade_of
+from yaoki.runs.records import RunSummary
 from yaoki.train.console import Console
 from yaoki.train.dataset import Tasks
-from yaoki.train.exchange import RolloutExchange, StepJournal
-from yaoki.train.networks import (
-    Models,
-    build_engine,
-    build_kl,
-    build_learner,
-    choose_device,
-    empty_models,
-    environment,
-    require_whole_engines,
-    start_models,
-)
-from yaoki.train.resume import RecordedSteps, require_same_data, require_same_start, restore
+from yaoki.train.device import choose_device, environment, require_whole_engines
+from yaoki.train.engine import build_engine
+from yaoki.train.networks import build_kl, build_learner, empty_models, start_models
+from yaoki.train.recorder import RecordedSteps, StepRecorder
+from yaoki.train.resume import require_same_data, require_same_start, restore, start_fresh
 from yaoki.train.state import Lineage, Progress, RunState
-from yaoki.train.step_metrics import Startup
+from yaoki.train.step_metrics import Stopwatch
 from yaoki.train.stop import StopSignal, space_shortage
-from yaoki.train.trackers import Board, FollowedBoard, FollowedMetrics
+from yaoki.train.trackers import TensorBoard, Tracker
 from yaoki.train.trainer import Trainer
 from yaoki.train.weight_sync import WeightSync, probe_ids, tolerance
 
@@ -55,232 +47,261 @@ class Outcome:
     """How an attempt ended, when it ended well."""
 
     directory: RunDirectory
-    step: int
-    summary: dict[str, Any]
-    already_finished: bool
+    summary: RunSummary | None
+    """None on ranks other than 0."""
+    already_finished: bool = False
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """What the building of one attempt needs at every turn."""
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The surroundings of an attempt: what its parts are built from, besides the checkpoint."""
 
     directory: RunDirectory
     config: Config
     console: Console
-    number: int
-    stop: StopSignal
-    startup: Startup
-    replay_only: bool
     world: World
-    check_storage: Callable[[], None]
-    """Raises what has gone wrong with the copy at run.storage."""
-    stack: ExitStack
+    stop: StopSignal
+    number: int
+    """Of the attempt, from 1."""
+    replay_only: bool
+    boundary_checks: list[Callable[[], None]]
+    """Called between steps; each raises if the run cannot go on."""
+    timer: Stopwatch
+    """Phases of the start."""
 
-    def run(self, choice: Choice) -> Outcome:
-        """Build, restore, train, sum up."""
-        require_whole_engines(self.config, self.world)
-        device = choose_device(self.config, self.world)
-        now = environment(self.config, device, self.world)
-        verdict = grade_of(choice, now, self.config, self.directory.parent)
-        self.console.headline(f"run {self.directory.path}, attempt {self.number}: {verdict.describe()}")
-        trainer = self._build(choice, verdict, now, device)
-        self.directory.store_config(self.config)  # only now is it known that the run can go on with it
-        self.console.start(trainer.state.progress.global_step, self.config.train.steps)
+
+def attempt(context: Context, choice: Choice) -> Outcome:
+    """Build, restore, train, sum up."""
+    directory, config, world = context.directory, context.config, context.world
+    require_whole_engines(config, world)
+    device = choose_device(config, world)
+    now = environment(config, device, world)
+    verdict = grade_of(choice, now, config, directory.parent)
+    context.console.headline(f"run {directory.path}, attempt {context.number}: {verdict.describe()}")
+    with ExitStack() as stack:
+        trainer = build_trainer(context, choice, now, device, stack)
+        if world.is_first:
+            directory.store_config(config)  # not before it is certain that the run can continue with it
+        phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in context.timer.seconds.items())
+        context.console.note(f"ready after {context.timer.total_s:.1f} s: {phases}")
+        for tracker in trainer.recorder.trackers:
+            tracker.resume_from(verdict.step + 1)
         with peers_expected():
-            final_accuracy = trainer.run(measure_at_end=not self.replay_only)
-        summary = self._summary(trainer, final_accuracy)
-        self.directory.write_summary(summary)
-        return Outcome(self.directory, trainer.state.progress.global_step, summary, already_finished=False)
+            final_accuracy = trainer.train(measure_at_end=not context.replay_only)
+        if not world.is_first:
+            return Outcome(directory, None)
+        summary = _summary(context, trainer, final_accuracy)
+        directory.write_summary(summary)
+        return Outcome(directory, summary)
 
-    def _build(
-        self, choice: Choice, verdict: ResumeVerdict, now: Environment, device: torch.device
-    ) -> Trainer:
-        """All live parts, in the state that the attempt starts from; the generators are set last."""
-        config, directory, parent = self.config, self.directory, self.directory.parent
-        verifier = self.stack.enter_context(  # first: a wrong name should not be found after an hour
-            VerifierPool(
-                config.data.verifier, config.data.verifier_workers, config.data.verifier_time_limit_s
-            )
+
+def build_trainer(
+    context: Context,
+    choice: Choice,
+    now: Environment,
+    device: torch.device,
+    stack: ExitStack,
+) -> Trainer:
+    """All parts, in the state that the attempt starts from; the generators are restored last."""
+    directory, config, console, world = context.directory, context.config, context.console, context.world
+    data = config.data
+    with context.timer("build"):
+        verifier = stack.enter_context(  # first, so that a wrong name is not found after an hour
+            VerifierPool(data.verifier, data.verifier_workers, data.verifier_time_limit_s)
         )
-        models = self._models(choice, device)
-        tasks = Tasks(config, models.tokenizer, self.console)
+        if choice.checkpoint is None:
+            models = start_models(config, directory, device, console, context.stop.poll_signals, world)
+        else:
+            models = empty_models(config, directory, device, world)
+        tasks = Tasks(config, models.tokenizer, console)
         source = tasks.training_source()
         eval_prompts = tasks.eval_prompts() if config.eval.every_steps else []
-        digest = tasks.digest(source, eval_prompts, directory.model)
+        dataset_digest = tasks.digest(source, eval_prompts, directory.model)
         if choice.checkpoint is not None:
-            require_same_data(choice.checkpoint, digest, config, parent)
-        state = RunState(
-            learner=build_learner(config, models, self.world),
-            loader=tasks.loader(source),
-            kl=build_kl(config),
-            progress=Progress(),
-            lineage=Lineage(directory.run_id, self.number, None if parent is None else parent.run_id),
-            metrics=self._metrics(),
-            world=self.world,
-        )
-        self.stack.callback(state.metrics.close)
-        board = self._board(verdict.step + 1)
-        self.stack.callback(board.close)
-        engine = build_engine(config, models, device)
-        facts = environment_digest(now, self.number)
+            require_same_data(choice.checkpoint, dataset_digest, config, directory.parent)
+        state = _state(context, build_learner(config, models, world), tasks.loader(source))
+        trackers = _trackers(context, state.metrics)
+        for tracker in trackers:
+            stack.callback(tracker.close)
+        engine = build_engine(config, str(directory.model / "policy"), models.tokenizer, device)
+        digest = environment_digest(now, context.number)
         _freeze_gc()
-        self.startup.ended("build")
-        self._restore(choice, state, facts)  # after all that is built, for it sets the generators
-        self.world.loop.wait()  # what the first rank has cut off is read below
-        self.startup.ended("load")
-        probe = probe_ids(models.tokenizer)
+    with context.timer("restore"):  # after all that is built, for it restores the generators
+        if choice.checkpoint is None:
+            start_fresh(state, config.train.seed)
+            require_same_start(directory, state, digest)
+        else:
+            restore(choice.checkpoint, state, directory.parent, config.train.seed)
+            console.note(f"restored: {'; '.join(part.holds for part in state.inventory())}")
+        world.loop.wait()  # rank 0 has cut back files that all ranks read below
+    with context.timer("engine"):
+        probe, version = probe_ids(models.tokenizer), state.progress.policy_version
         weight_sync = WeightSync(engine, state.learner, probe, tolerance(config.train.precision))
-        weight_sync.push(state.progress.policy_version)
-        self.startup.ended("engine")
-        journal = self._open_journal()
-        return Trainer(
-            config=config,
-            state=state,
-            engine=engine,
-            verifier=verifier,
-            eval_prompts=eval_prompts,
-            checkpointer=self._checkpointer(choice.checkpoint, now, digest, state.metrics, journal),
-            board=board,
-            console=self.console,
-            stop=self.stop,
-            journal=self._step_journal(journal),
-            witnesses=self._witnesses(),
-            peers=RolloutExchange(self.world, config.engine.tensor_parallel),
-            weight_sync=weight_sync,
-            space_shortage=self._space_shortage,
-            check_storage=self.check_storage,
-            environment_digest=facts,
-        )
+        expected = weight_sync.push(version)
+        state.learner.offload()
+        weight_sync.verify(version, expected)
+    journal = _journal(context, stack)
+    checkpointer = _checkpointer(context, choice.checkpoint, now, dataset_digest, state.metrics, journal)
+    return Trainer(
+        config=config,
+        state=state,
+        engine=engine,
+        collector=_collector(context, engine, verifier, journal),
+        journal=journal,
+        eval_prompts=eval_prompts,
+        checkpointer=stack.enter_context(checkpointer),
+        weight_sync=weight_sync,
+        recorder=_recorder(context, trackers),
+        console=console,
+        stop=context.stop,
+        boundary_checks=[*context.boundary_checks, partial(_check_space, context)],
+        environment_digest=digest,
+    )
 
-    def _board(self, first_step: int) -> Board:
-        if not self.world.is_first:
-            return FollowedBoard()
-        return Board(self.directory.tensorboard, first_step, self.console.warn)
 
-    def _models(self, choice: Choice, device: torch.device) -> Models:
-        if choice.checkpoint is not None:
-            return empty_models(self.config, self.directory, device, self.world)
-        poll = self.stop.poll_signals
-        return start_models(self.config, self.directory, device, self.console, poll, self.world)
+def _state(context: Context, learner: Learner, loader: PromptLoader) -> RunState:
+    directory, parent = context.directory, context.directory.parent
+    metrics = None
+    if context.world.is_first:
+        metrics = MetricsLog(directory.metrics_path, directory.superseded_path(context.number))
+    return RunState(
+        learner=learner,
+        loader=loader,
+        kl=build_kl(context.config),
+        progress=Progress(),
+        lineage=Lineage(directory.run_id, context.number, None if parent is None else parent.run_id),
+        metrics=metrics,
+        world=context.world,
+    )
 
-    def _restore(self, choice: Choice, state: RunState, facts: str) -> None:
-        """Every part as the checkpoint has it, or as step 0 has it."""
-        if choice.checkpoint is not None:
-            restore(choice.checkpoint, state, self.directory.parent, self.config.train.seed)
-            self.console.note(f"restored: {'; '.join(part.holds for part in state.inventory())}")
-            return
-        state.metrics.cut_back(None)
-        ranks = [self.world.rank] if self.world.rank else []  # each rank has generators of its own
-        rng.seed_generators(seed(self.config.train.seed, Purpose.FRAMEWORK, *ranks))
-        require_same_start(self.directory, state, facts)
 
-    def _startup_ended(self, phase: str) -> None:
-        self.startup.ended(phase)
-        if self.startup.is_over:
-            if self.config.journal.enabled:
-                self.stop.made_progress()
-            self.directory.record_startup(self.number, self.startup.seconds)
+def _trackers(context: Context, metrics: MetricsLog | None) -> list[Tracker]:
+    """On rank 0; none on other ranks."""
+    if metrics is None:
+        return []
+    return [metrics, TensorBoard(context.directory.tensorboard, context.console.warn), context.console]
 
-    def _open_journal(self) -> RolloutJournal | None:
-        config = self.config.journal
-        if not config.enabled:
-            return None
-        identity = JournalIdentity(
-            self.directory.run_id,
-            config_digest(self.config),
-            self.number,
-            engine=self.config.engine.type,
-            rank=self.world.rank,
-        )
-        journal = RolloutJournal(
-            self.directory.rollouts,
-            identity,
-            flush_seconds=config.flush_seconds,
-            flush_rollouts=config.flush_rollouts,
-            num_ranks=self.world.size,
-        )
-        return self.stack.enter_context(journal)
 
-    def _step_journal(self, journal: RolloutJournal | None) -> StepJournal:
-        wait = self.world.loop.wait
-        return StepJournal(journal, self.console, self._startup_ended, wait, replay_only=self.replay_only)
+def _recorder(context: Context, trackers: list[Tracker]) -> StepRecorder:
+    """Holds steps to the rows that this attempt and earlier ones cut off: a retry does not make a divergence
+    right."""
+    files = [context.directory.superseded_path(number) for number in range(1, context.number + 1)]
+    recorded = RecordedSteps(row for file in files for row in read_rows(file))
+    on_divergence = context.config.resume.on_divergence
+    return StepRecorder(recorded, trackers, context.console, on_divergence, context.replay_only)
 
-    def _witnesses(self) -> RecordedSteps:
-        """Rows that this attempt and earlier ones cut off: trying again does not make a divergence right."""
-        files = [self.directory.superseded_path(attempt) for attempt in range(1, self.number + 1)]
-        return RecordedSteps(row for file in files for row in read_metrics(file))
 
-    def _space_shortage(self) -> str | None:
-        return space_shortage(self.directory.path, self.config.run.min_free_gb)
+def _journal(context: Context, stack: ExitStack) -> RolloutJournal | NullJournal:
+    config, directory = context.config, context.directory
+    if not config.journal.enabled:
+        return NullJournal()
+    identity = JournalIdentity(
+        directory.run_id,
+        config_digest(config),
+        context.number,
+        engine=config.engine.type,
+        rank=context.world.rank,
+    )
+    journal = RolloutJournal(
+        directory.rollouts,
+        identity,
+        flush_seconds=config.journal.flush_seconds,
+        flush_rollouts=config.journal.flush_rollouts,
+        num_ranks=context.world.size,
+        replay_only=context.replay_only,
+        warn=context.console.warn,
+        on_append=context.stop.made_progress,
+    )
+    return stack.enter_context(journal)
 
-    def _metrics(self) -> MetricsLog:
-        if not self.world.is_first:
-            return FollowedMetrics()
-        return MetricsLog(self.directory.metrics_path, self.directory.superseded_path(self.number))
 
-    def _checkpointer(
-        self,
-        restored: ValidCheckpoint | None,
-        now: Environment,
-        dataset_digest: str,
-        metrics: MetricsLog,
-        journal: RolloutJournal | None,
-    ) -> Checkpointer:
-        info = SaveInfo(
-            run_id=self.directory.run_id,
-            attempt=self.number,
-            parent=None if restored is None else restored.path.name,
-            config_digest=config_digest(self.config),
-            dataset_digest=dataset_digest,
-            environment=now,
-        )
-        checkpointer = Checkpointer(
-            store=CheckpointStore(self.directory.checkpoints, restored, self.world.writer),
-            info=info,
-            config=self.config.checkpoint,
-            accuracies=self._accuracies,
-            sync_metrics=metrics.sync,
-            saved_step=-1 if restored is None else restored.manifest.step,
-            on_saved=self._on_saved,
-            on_pruned=partial(self._prune_journal, journal),
-        )
-        return self.stack.enter_context(checkpointer)
+def _collector(
+    context: Context, engine: RolloutEngine, verifier: VerifierPool, journal: RolloutJournal | NullJournal
+) -> Collector:
+    config = context.config
+    return Collector(
+        engine=engine,
+        verifier=verifier,
+        journal=journal,
+        world=context.world,
+        ranks_per_engine=config.engine.tensor_parallel,
+        run_seed=config.train.seed,
+        group_size=config.train.group_size,
+        num_eval_samples=config.eval.num_samples,
+        batch_size=config.engine.batch_size,
+        poll=context.stop.poll,
+    )
 
-    def _accuracies(self) -> dict[int, float]:
-        return held_out_accuracies(read_metrics(self.directory.metrics_path))
 
-    def _prune_journal(self, journal: RolloutJournal | None) -> None:
-        steps = [c.step for c in Catalog(self.directory.checkpoints).candidates()]
-        if journal is not None and steps and self.world.is_first:
-            journal.prune(min(steps), self.config.journal.keep)
+def _checkpointer(
+    context: Context,
+    restored: ValidCheckpoint | None,
+    now: Environment,
+    dataset_digest: str,
+    metrics: MetricsLog | None,
+    journal: RolloutJournal | NullJournal,
+) -> Checkpointer:
+    directory, config, world = context.directory, context.config, context.world
+    info = SaveInfo(
+        run_id=directory.run_id,
+        attempt=context.number,
+        parent=None if restored is None else restored.path.name,
+        config_digest=config_digest(config),
+        dataset_digest=dataset_digest,
+        environment=now,
+    )
 
-    def _on_saved(self, saved: SavedCheckpoint) -> None:
-        self.directory.mark_saved()
-        self.stop.saved(saved.duration_s)
+    def on_saved(saved: SavedCheckpoint) -> None:
+        if world.is_first:
+            directory.mark_saved()
+        context.stop.saved(saved.duration_s)
         size_mb = saved.size_bytes / 1e6
-        self.console.note(f"saved {saved.path.name}: {size_mb:.1f} MB in {saved.duration_s:.2f} s")
+        context.console.note(f"saved {saved.path.name}: {size_mb:.1f} MB in {saved.duration_s:.2f} s")
 
-    def _summary(self, trainer: Trainer, final_accuracy: float | None) -> dict[str, Any]:
-        rows = read_metrics(self.directory.metrics_path)
-        measured = [row["accuracy"] for row in rows if row["accuracy"] is not None]
-        progress = trainer.state.progress
-        return {
-            "steps": progress.global_step,
-            "attempts": self.number,
-            "accuracy_before": measured[0] if measured else None,
-            "accuracy_after": final_accuracy,
-            "best_accuracy": progress.best_accuracy,
-            "best_step": progress.best_step,
-            "num_rollouts": progress.num_rollouts,
-            "num_tokens": progress.num_tokens,
-            "train_seconds": round(trainer.state.lineage.train_seconds, 1),
-        }
+    def on_pruned() -> None:
+        steps = [candidate.step for candidate in Catalog(directory.checkpoints).candidates()]
+        if steps and world.is_first:
+            journal.prune(min(steps), config.journal.keep)
+
+    return Checkpointer(
+        store=CheckpointStore(directory.checkpoints, restored, world.writer),
+        info=info,
+        config=config.checkpoint,
+        accuracies=lambda: held_out_accuracies(read_rows(directory.metrics_path)),
+        sync_metrics=(lambda: None) if metrics is None else metrics.sync,
+        saved_step=-1 if restored is None else restored.manifest.step,
+        on_saved=on_saved,
+        on_pruned=on_pruned,
+    )
+
+
+def _check_space(context: Context) -> None:
+    """Ask for a stop when the disk is nearly full."""
+    if shortage := space_shortage(context.directory.path, context.config.run.min_free_gb):
+        context.stop.ask(shortage)
+
+
+def _summary(context: Context, trainer: Trainer, final_accuracy: float | None) -> RunSummary:
+    rows = read_rows(context.directory.metrics_path)
+    measured = [row.accuracy for row in rows if row.accuracy is not None]
+    progress = trainer.state.progress
+    return RunSummary(
+        steps=progress.global_step,
+        attempts=context.number,
+        accuracy_before=measured[0] if measured else None,
+        accuracy_after=final_accuracy,
+        best_accuracy=progress.best_accuracy,
+        best_step=progress.best_step,
+        num_rollouts=progress.num_rollouts,
+        num_tokens=progress.num_tokens,
+        train_seconds=round(trainer.state.lineage.train_seconds, 1),
+    )
 
 
 def _freeze_gc() -> None:
-    """What was imported and built stays to the end: let no garbage collection walk over it again.
+    """Exempt everything imported and built so far, which lives to the end, from garbage collection.
 
-    A full one takes 0.1 s then, in which every thread stands still, in the middle of generating.
+    A full collection would take 0.1 s, during which every thread stands still, in the middle of generating.
     """
     gc.collect()
     gc.freeze()

@@ -1,7 +1,6 @@
-"""The composition root: from a config and a run directory to the live parts of an attempt."""
+"""The networks of a run: from their first weights, or empty for a restore, to this rank's shard of them."""
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,91 +13,44 @@ from yaoki import fs
 from yaoki.config.schema import Config
 from yaoki.data.generated.families import TaskFamily, family, training_task
 from yaoki.data.templates import load_template
-from yaoki.errors import UsageError
-from yaoki.learner.learner import Learner
+from yaoki.learner.learner import Learner, LearnerSettings
 from yaoki.learner.network import TrainedNetwork
 from yaoki.learner.shard import scatter_weights, shard
 from yaoki.models.builtin import Example, Pretraining, tiny_base
 from yaoki.models.critic import build_critic, load_critic, load_critic_config
 from yaoki.models.huggingface import load_config, load_tokenizer
-from yaoki.models.meta import materialize, on_meta
+from yaoki.models.meta import on_meta
 from yaoki.models.policy import build_causal_lm, load_causal_lm
 from yaoki.ranks.agree import rank0_first, run_on_all
 from yaoki.ranks.world import World
+from yaoki.rl.algorithm import ALGORITHMS, algorithm_of
 from yaoki.rl.kl import AdaptiveKL, FixedKL, KLController
-from yaoki.rollout.engine import Poll, RolloutEngine, Sampling
-from yaoki.rollout.engines.transformers import TransformersEngine
-from yaoki.rollout.engines.vllm import VllmEngine
-from yaoki.rollout.engines.vllm_weights import VllmOptions
 from yaoki.runs.directory import RunDirectory
-from yaoki.runs.environment import Environment, cpu_name, software
 from yaoki.seeding import Purpose, seed
 from yaoki.train.console import Console
-from yaoki.train.weight_sync import PROBE_TOKENS
+from yaoki.types import Poll
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The networks of a run on this rank's device: of all but the engine's its share."""
+    """The networks that the learner holds, this rank's shards, on its device."""
 
     policy: PreTrainedModel
     critic: PreTrainedModel | None
     reference: PreTrainedModel | None
-    engine: PreTrainedModel | None
-    """Whole, and without weights until some are pushed; None where the engine makes a model of its own."""
     tokenizer: PreTrainedTokenizerBase
-
-
-def device_type(config: Config) -> str:
-    """The kind of device that the config asks for, `cpu` or `cuda`. UsageError if there is none."""
-    if config.run.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("run.device is cuda, but torch sees no CUDA device", hint='set run.device="cpu"')
-    return "cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def choose_device(config: Config, world: World) -> torch.device:
-    """This rank's device."""
-    kind = device_type(config)
-    return torch.device(kind, world.local_rank) if kind == "cuda" and world.size > 1 else torch.device(kind)
-
-
-def require_whole_engines(config: Config, world: World) -> None:
-    """UsageError if the ranks cannot share engines as the config asks."""
-    if world.size % (shared_by := config.engine.tensor_parallel):
-        raise UsageError(
-            f"engine.tensor_parallel is {shared_by}, and does not divide the number of workers, {world.size}",
-            hint="start with a multiple of it, such as --workers "
-            f"{shared_by * (world.size // shared_by + 1)}; or set engine.tensor_parallel=1",
-        )
-
-
-def environment(config: Config, device: torch.device, world: World) -> Environment:
-    """What the bits of this attempt depend on, besides the config's trajectory."""
-    facts = software() | {
-        "device": device.type,
-        "device_name": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "num_devices": torch.cuda.device_count(),
-        "num_threads": torch.get_num_threads(),
-        "num_workers": world.size,
-        # What vLLM samples depends on what happens to be in its batch.
-        "deterministic": config.run.deterministic and config.engine.type == "transformers",
-    }
-    if config.engine.type == "vllm":
-        facts["tensor_parallel"] = config.engine.tensor_parallel
-    return facts
 
 
 def start_models(
     config: Config, directory: RunDirectory, device: torch.device, console: Console, poll: Poll, world: World
 ) -> Models:
-    """The networks at step 0. The first rank alone reads weights, one network at a time, and deals them out.
+    """The networks at step 0. Rank 0 alone reads weights, one network at a time, and scatters them.
 
     It also stores the architecture in the run directory, from which every rank builds.
 
-    Raises what the first rank meets: NothingThereError, UsageError; on the others it becomes YaokiError.
+    Raises what rank 0 raises: NothingThereError, UsageError; on other ranks it becomes YaokiError.
     """
     policy_from, critic_from = config.policy.init_from, config.critic.init_from or config.policy.init_from
     trust = config.policy.trust_remote_code
@@ -119,7 +71,7 @@ def start_models(
         )
 
     def store() -> None:
-        critic_source = source(critic_from) if config.train.algorithm == "ppo" else None
+        critic_source = source(critic_from) if ALGORITHMS[config.algorithm.name].needs_critic else None
         _store_architecture(config, directory, source(policy_from), critic_source)
 
     on_first(store)
@@ -146,9 +98,9 @@ def _store_architecture(
 
 
 def empty_models(config: Config, directory: RunDirectory, device: torch.device, world: World) -> Models:
-    """The networks with weights yet to be filled in or restored, as the run directory describes them.
+    """The networks without weights, as the run directory describes them.
 
-    Nobody builds a whole network in host memory.
+    Built on the meta device, so that no rank materialises a full model.
     """
     trust = config.policy.trust_remote_code
 
@@ -159,42 +111,28 @@ def empty_models(config: Config, directory: RunDirectory, device: torch.device, 
     def spread(model: PreTrainedModel) -> PreTrainedModel:
         return shard(model, world, config.train, device)
 
-    critic = reference = engine = None
+    critic = reference = None
     policy = spread(empty("policy", build_causal_lm, config.policy.dropout))
-    if config.train.algorithm == "ppo":
+    if ALGORITHMS[config.algorithm.name].needs_critic:
         critic = spread(empty("critic", build_critic, config.critic.dropout))
     if config.kl.needs_reference:
         reference = spread(empty("policy", build_causal_lm, 0.0).eval().requires_grad_(False))
-    if config.engine.type == "transformers":
-        engine = materialize(empty("policy", build_causal_lm, 0.0), device)
     tokenizer = load_tokenizer(str(directory.model / "policy"), trust_remote_code=trust)
-    return Models(policy, critic, reference, engine, tokenizer)
+    return Models(policy, critic, reference, tokenizer)
 
 
 def build_learner(config: Config, models: Models, world: World) -> Learner:
-    """The networks with their optimizers."""
+    """The networks with their optimizers, and the algorithm that trains them."""
     policy = TrainedNetwork(models.policy, config.policy)
     critic = None if models.critic is None else TrainedNetwork(models.critic, config.critic)
-    return Learner(policy, critic, models.reference, config, world)
-
-
-def build_engine(config: Config, models: Models, device: torch.device) -> RolloutEngine:
-    """The engine that the config names."""
-    sampling = Sampling(
-        config.engine.temperature, config.engine.top_p, config.engine.max_new_tokens, config.engine.stop
+    settings = LearnerSettings(
+        algorithm=config.algorithm,
+        train=config.train,
+        kl=config.kl,
+        value_clip=config.critic.value_clip or None,
+        temperature=config.engine.temperature,
     )
-    if models.engine is not None:
-        return TransformersEngine(models.engine, models.tokenizer, sampling)
-    options = VllmOptions(
-        precision=config.train.precision,
-        max_tokens=max(config.data.max_prompt_tokens + config.engine.max_new_tokens, PROBE_TOKENS + 1),
-        max_rows=config.engine.batch_size,
-        gpu_memory_utilization=config.engine.gpu_memory_utilization,
-        in_place=device.type == "cuda",
-        tensor_parallel=config.engine.tensor_parallel,
-        timeout_s=math.ceil(config.run.peer_timeout_s),
-    )
-    return VllmEngine(models.policy.config, models.tokenizer, sampling, options)
+    return Learner(policy, critic, models.reference, algorithm_of(config), settings, world)
 
 
 def build_kl(config: Config) -> KLController:
@@ -220,7 +158,8 @@ def resolve_source(init_from: str, config: Config, console: Console, poll: Poll)
     Raises what `poll` raises; then nothing is kept of a base that was being made.
     """
     if init_from == BUILTIN_RANDOM:
-        return str(tiny_base(_no_example, BUILTIN_RANDOM, Pretraining(steps=0), _ignore_progress))
+        random = Pretraining(steps=0)  # reads no example
+        return str(tiny_base(lambda _: ("", ""), BUILTIN_RANDOM, random, lambda *_: None))
     if init_from != BUILTIN_TINY:
         return init_from
     plan = Pretraining()
@@ -251,11 +190,3 @@ def worked_examples(tasks: TaskFamily, template_spec: str) -> Callable[[int], Ex
 def _examples_digest(examples: Callable[[int], Example]) -> str:
     text = "\0".join("\0".join(examples(index)) for index in range(_NUM_DIGESTED))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _no_example(index: int) -> Example:
-    raise AssertionError(f"a random model reads no text, not even example {index}")
-
-
-def _ignore_progress(done: int, total: int) -> None:
-    """There is nothing to show."""

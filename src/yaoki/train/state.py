@@ -1,10 +1,10 @@
-"""THE inventory: every part of a run's state, how it is captured, how it is put back.
+"""The inventory of a run's state: every part of it, how it is captured, how it is restored.
 
-What changes over a step is in the table below or among the derived things at the end of this file, which
-are rebuilt and never saved; a test walks the trainer and fails on anything else.
+Whatever changes over a step is in the table below or in DERIVED at the end of this file, which is rebuilt and
+never saved; a test walks the trainer and fails on anything else.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,13 +19,14 @@ from yaoki.checkpoint.manifest import Scope
 from yaoki.data.prompts import LoaderState, PromptLoader
 from yaoki.errors import CorruptCheckpointError, DivergenceError, RefusedError
 from yaoki.journal.metrics import LogPosition, MetricsLog
-from yaoki.learner.learner import Learner
+from yaoki.learner.learner import Learner, UpdateStats
 from yaoki.learner.network import TrainedNetwork
 from yaoki.ranks.agree import all_gather_json
 from yaoki.ranks.world import World
 from yaoki.rl.kl import KLController
 from yaoki.strict_json import JSON, encode
 from yaoki.train import rng
+from yaoki.types import Prompt, Rollout
 
 
 @dataclass
@@ -47,8 +48,24 @@ class Progress:
     best_step: int = 0
     """global_step of the weights that reached it."""
     history: str = ""
-    """Digest of the environments in which the steps so far were done, in order. Two attempts that have done a
-    step with the same history must have the same bits after it."""
+    """Digest chain of the environments of the steps so far. Two attempts that have done a step with the same
+    history must have the same bits after it."""
+
+    def advance(
+        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], stats: UpdateStats, history: str
+    ) -> None:
+        """Count a step that was done."""
+        self.global_step += 1
+        self.policy_version += stats.policy is not None
+        self.num_prompts += len(prompts)
+        self.num_rollouts += len(rollouts)
+        self.num_tokens += sum(len(rollout.completion.token_ids) for rollout in rollouts)
+        self.history = history
+
+    def note_accuracy(self, found: float | None) -> None:
+        """Remember the accuracy of the current weights, if it is the best so far."""
+        if found is not None and (self.best_accuracy is None or found > self.best_accuracy):
+            self.best_accuracy, self.best_step = found, self.global_step
 
 
 @dataclass
@@ -66,12 +83,12 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One line of the inventory."""
+    """One part of the state."""
 
     name: str
     scope: Scope
     holds: str
-    """What it is, for people."""
+    """Description for display."""
     capture: Callable[[], PartState]
     restore: Callable[[PartState], None]
     fingerprinted: bool = True
@@ -87,7 +104,8 @@ class RunState:
     kl: KLController
     progress: Progress
     lineage: Lineage
-    metrics: MetricsLog
+    metrics: MetricsLog | None
+    """On rank 0, which writes it."""
     world: World
 
     def inventory(self) -> list[Part]:
@@ -149,7 +167,7 @@ class RunState:
             elif len(set(digests)) > 1:
                 raise DivergenceError(
                     f"the workers do not agree on {part.name}: {', '.join(digests)}",
-                    hint="a worker computes wrongly: see to its machine, then start the run again",
+                    hint="the machine of one of them computes wrongly: replace it, then start the run again",
                 )
         return own
 
@@ -234,7 +252,9 @@ def _lineage(lineage: Lineage) -> _JsonPair:
     return lambda: {"run_id": lineage.run_id, "train_seconds": lineage.train_seconds}, restore
 
 
-def _metrics(metrics: MetricsLog) -> _JsonPair:
+def _metrics(metrics: MetricsLog | None) -> _JsonPair:
+    if metrics is None:
+        return dict, lambda _: None
     return lambda: asdict(metrics.position()), lambda saved: metrics.cut_back(LogPosition(**saved))
 
 
@@ -249,23 +269,20 @@ def _digest(part: PartState) -> str:
 
 DERIVED = {
     "engine": "weights are pushed from the policy after restoring and after every update",
-    "verifier": "worker processes; a verdict depends on task and text alone",
-    "checkpointer": "what was saved when; read from the directory",
+    "collector": "engine, journal, verifier processes; a verdict depends on task and text alone",
+    "checkpointer": "which step was saved when is read from the directory",
     "stop": "belongs to the process",
-    "console": "for eyes",
-    "board": "TensorBoard's events; purged from the restored step on",
+    "console": "display only",
+    "recorder": "trackers, which resume from the restored step, and rows that earlier attempts recorded",
     "eval_prompts": "function of config and dataset",
     "config": "stored in the run directory and compared on resume",
     "environment_digest": "facts about this process",
     "state.lineage.attempt": "counted from attempts.jsonl",
-    "journal": "what is there of a step is found out when the step begins",
-    "witnesses": "rows that this attempt's resume and earlier ones cut off",
-    "peers": "the ranks of this attempt",
-    "weight_sync": "engine and learner, and a text that is a constant",
-    "space_shortage": "asks the disk",
-    "check_storage": "asks the thread that copies",
+    "journal": "a step's rollouts are read when the step begins",
+    "weight_sync": "engine and learner, and a constant text",
+    "boundary_checks": "functions of the disk and of the thread that copies the run",
     "state.world": "the ranks of this attempt",
     "state.learner._world": "the ranks of this attempt",
     "state.metrics._superseded_path": "names the attempt",
 }
-"""What hangs on the trainer and is rebuilt, never saved, each with what rebuilds it."""
+"""Attributes of the trainer that are rebuilt, never saved, each with what rebuilds it."""

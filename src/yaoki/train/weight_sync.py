@@ -110,11 +110,11 @@ class WeightSync:
     tolerance: Tolerance
     """How far log-probabilities of the two may be apart."""
 
-    def push(self, policy_version: int) -> None:
-        """The engine generates with the learner's weights from here on, and the learner rests.
+    def push(self, policy_version: int) -> list[float]:
+        """Load the learner's weights into the engine; a collective of all ranks.
 
-        All ranks push together. WeightSyncError if the engine computes with other weights, NonFiniteError
-        if the policy itself gives nothing to compare with.
+        Returns the learner's log-probabilities of the probe, for `verify`. NonFiniteError if they are not
+        finite.
         """
         self.engine.load_weights(self.learner.weights(), policy_version)
         expected = model_logprobs(self.learner.policy.model, self.probe)
@@ -124,5 +124,9 @@ class WeightSync:
                 hint="training has diverged, or the model is damaged; the last checkpoint is untouched: fork "
                 "the run from it with a lower learning rate",
             )
-        self.learner.offload()  # before the engine takes the memory of its cache, to compute
+        return expected
+
+    def verify(self, policy_version: int, expected: Sequence[float]) -> None:
+        """Compare the engine's log-probabilities of the probe; WeightSyncError if it computes with other
+        weights."""
         check_weights(self.engine, policy_version, self.probe, expected, self.tolerance)

@@ -1,11 +1,11 @@
-"""An engine that says what it is told: the double for tests of everything around generation."""
+"""A scripted engine: the test double for everything around generation. Small because it does nothing else."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
-from yaoki.rollout.engine import OnFinished, Poll, Request, keep_none
-from yaoki.types import Completion
+from yaoki.rollout.engine import OnFinished, Request
+from yaoki.types import Completion, Poll
 
 
 class ScriptedEngine:
@@ -17,23 +17,23 @@ class ScriptedEngine:
         self.batch_invariant = batch_invariant
 
     def generate(
-        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished = keep_none
+        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished | None = None
     ) -> list[Completion]:
         """See RolloutEngine; when batch-invariant, the last one finishes first."""
         completions: dict[int, Completion] = {}
         for place in range(len(requests))[:: -1 if self.batch_invariant else 1]:
             poll()
             completions[place] = self._script(requests[place])
-            if self.batch_invariant:
+            if self.batch_invariant and on_finished is not None:
                 on_finished(place, completions[place])
         ordered = [completions[place] for place in range(len(requests))]
-        if not self.batch_invariant:
+        if not self.batch_invariant and on_finished is not None:
             for place, completion in enumerate(ordered):
                 on_finished(place, completion)
         return ordered
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Certain of everything."""
+        """Probability 1 for every token."""
         return [0.0] * (len(token_ids) - 1)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
@@ -42,7 +42,7 @@ class ScriptedEngine:
         self.policy_version = policy_version
 
     def sleep(self) -> None:
-        """There is no memory to give back."""
+        """No-op: it holds no memory."""
 
     def wake(self) -> None:
-        """It never sleeps."""
+        """No-op."""

@@ -1,7 +1,7 @@
 """Generation with any transformers model on the CPU or one GPU, by a decoding loop of our own.
 
-`generate()` takes no generator per sample and keeps finished rows in the batch; this loop draws each token by
-the completion's own seed and lets finished rows leave. Knows nothing of rewards or training.
+transformers' `generate()` takes no generator per sample and keeps finished rows in the batch; this loop draws
+each token by the completion's own seed and removes finished rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,15 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from yaoki.errors import YaokiError
 from yaoki.models.policy import model_logprobs
-from yaoki.rollout.engine import OnFinished, Poll, Request, Sampling, check_names_and_shapes, keep_none
+from yaoki.rollout.engine import OnFinished, Request, Sampling, check_names_and_shapes, valid_unicode
 from yaoki.rollout.engines.kv_cache import new_cache
 from yaoki.rollout.engines.sampling import sample_tokens
 from yaoki.rollout.engines.stopping import StopCondition, eos_ids
 from yaoki.seeding import uniforms
-from yaoki.types import Completion, FinishReason
+from yaoki.types import Completion, FinishReason, Poll
 
 _LEAVE_SHARE = 8
-"""Finished rows leave the batch once they are one in so many: each time costs a copy of the cache."""
+"""Finished rows are removed once they are one in this many: each removal copies the cache."""
 
 
 class TransformersEngine:
@@ -52,10 +52,10 @@ class TransformersEngine:
         self.policy_version = policy_version
 
     def sleep(self) -> None:
-        """Nothing is given back: this engine is for models that fit beside the learner."""
+        """No-op: this engine is for models that fit beside the learner."""
 
     def wake(self) -> None:
-        """It never sleeps."""
+        """No-op."""
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """See RolloutEngine."""
@@ -64,7 +64,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def generate(
-        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished = keep_none
+        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished | None = None
     ) -> list[Completion]:
         """See RolloutEngine."""
         self._require_weights()
@@ -82,8 +82,9 @@ class TransformersEngine:
                 batch.advance(tokens)
         rows = zip(batch.token_ids, batch.logprobs, batch.reasons, strict=True)
         completions = [self._completion(*row) for row in rows]
-        for place, completion in enumerate(completions):
-            on_finished(place, completion)
+        if on_finished is not None:
+            for place, completion in enumerate(completions):
+                on_finished(place, completion)
         return completions
 
     def _require_weights(self) -> None:
@@ -93,7 +94,7 @@ class TransformersEngine:
     def _completion(
         self, token_ids: list[int], logprobs: list[float], reason: FinishReason | None
     ) -> Completion:
-        text = str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        text = valid_unicode(str(self._tokenizer.decode(token_ids, skip_special_tokens=True)))
         return Completion(tuple(token_ids), tuple(logprobs), text, reason or FinishReason.LENGTH)
 
 

@@ -1,9 +1,8 @@
 """Generation with vLLM's offline engine, one per rank or shared by neighbours, in the learner's process.
 
-vLLM batches continuously: each completion is handed on as it ends and does not depend, but for the last bits
-of its logits, on what is generated beside it. Where a completion ends is decided here, by the rule that holds
-for the transformers engine too; vLLM knows the token limit only. How weights get in is in vllm_weights.py.
-Knows nothing of rewards or training.
+vLLM batches continuously: each completion is passed on as it ends and does not depend, but for the last bits
+of its logits, on what is generated beside it. Where a completion ends is decided here, by the rule of the
+transformers engine; vLLM knows only the token limit. Weight updates are in vllm_weights.py.
 """
 
 import math
@@ -18,15 +17,15 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 
 from yaoki.errors import NonFiniteError, WeightSyncError, YaokiError
 from yaoki.ranks.agree import stop_together
-from yaoki.rollout.engine import OnFinished, Poll, Request, Sampling, check_names_and_shapes, keep_none
+from yaoki.rollout.engine import OnFinished, Request, Sampling, check_names_and_shapes, valid_unicode
 from yaoki.rollout.engines.global_state import preserve_torch_globals
 from yaoki.rollout.engines.stopping import StopCondition, eos_ids
 from yaoki.rollout.engines.vllm_weights import VllmOptions, library, new_model
-from yaoki.types import Completion, FinishReason
+from yaoki.types import Completion, FinishReason, Poll
 
 
 class PartialCompletion:
-    """Tokens and log-probabilities so far, and why they ended."""
+    """Accumulates the tokens of one in-flight request."""
 
     def __init__(self, place: int) -> None:
         self.place = place
@@ -35,7 +34,7 @@ class PartialCompletion:
         self._logprobs: list[float] = []
 
     def extend(self, new: Sequence[tuple[int, float]], stop: StopCondition) -> None:
-        """Take new tokens with their log-probabilities, up to the one that ends the completion."""
+        """Append new tokens with their log-probabilities, up to the one that ends the completion."""
         for token, logprob in new:
             self._token_ids.append(token)
             self._logprobs.append(logprob)
@@ -44,7 +43,7 @@ class PartialCompletion:
                 return
 
     def completion(self, tokenizer: PreTrainedTokenizerBase) -> Completion:
-        """What there is; cut off by the token limit if nothing else has ended it.
+        """The completion, cut off by the token limit if nothing else ended it.
 
         NonFiniteError if a token was sampled from logits that are not finite.
         """
@@ -53,7 +52,7 @@ class PartialCompletion:
                 "the policy's logits are not finite: there is nothing to sample from",
                 hint="training has diverged; fork the run from an earlier step with a lower policy.lr",
             )
-        text = str(tokenizer.decode(self._token_ids, skip_special_tokens=True))
+        text = valid_unicode(str(tokenizer.decode(self._token_ids, skip_special_tokens=True)))
         reason = self.reason or FinishReason.LENGTH
         return Completion(tuple(self._token_ids), tuple(self._logprobs), text, reason)
 
@@ -112,7 +111,7 @@ class VllmEngine:
         self._stop = StopCondition(tokenizer, sampling.stop, eos_ids(config))
         self._request_numbers = count()
         self._model = new_model(config, type(skeleton).__name__, sampling, options)
-        self._partners = TensorParallelGroup(options.tensor_parallel)
+        self._group = TensorParallelGroup(options.tensor_parallel)
         self._is_asleep = False
         self.policy_version = -1
 
@@ -156,11 +155,11 @@ class VllmEngine:
         return [float(entry[token].logprob) for token, entry in zip(token_ids[1:], entries, strict=True)]
 
     def generate(
-        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished = keep_none
+        self, requests: Sequence[Request], poll: Poll, on_finished: OnFinished | None = None
     ) -> list[Completion]:
         """See RolloutEngine."""
         engine = self._loaded().llm_engine
-        hand_on = on_finished if self._partners.is_first else keep_none
+        hand_on = on_finished if self._group.is_first else None
         rows: dict[str, PartialCompletion] = {}
         completions: dict[int, Completion] = {}
         with preserve_torch_globals():
@@ -171,11 +170,12 @@ class VllmEngine:
                     prompt = {"prompt_token_ids": list(request.prompt_ids)}
                     engine.add_request(name, prompt, self._params(request.seed))
                 while rows:
-                    stop_together(poll, self._partners.any_reason)
+                    stop_together(poll, self._group.any_reason)
                     for name in self._step(engine, rows):
                         row = rows.pop(name)
                         completions[row.place] = row.completion(self._tokenizer)
-                        hand_on(row.place, completions[row.place])
+                        if hand_on is not None:
+                            hand_on(row.place, completions[row.place])
             finally:
                 engine.abort_request(list(rows))
         return [completions[place] for place in range(len(requests))]

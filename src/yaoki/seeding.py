@@ -2,7 +2,7 @@
 
 No generator has a position that a crash could lose: the seed of a completion depends on the run's
 seed, the purpose and (step, prompt, sample) alone; the number that picks its token t depends on
-that seed and t alone. This module knows nothing of what the numbers are used for.
+that seed and t alone. Small because everything else depends on it.
 """
 
 import hashlib

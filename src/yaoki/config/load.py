@@ -1,7 +1,4 @@
-"""From a TOML recipe and `section.field=value` overrides to a frozen Config, with errors that help.
-
-Knows the schema and the shape of pydantic's complaints; knows nothing of runs.
-"""
+"""From a TOML recipe and `section.field=value` overrides to a frozen Config, with errors that help."""
 
 import json
 import tomllib

@@ -1,6 +1,6 @@
 """The configuration reference as Markdown, made from the schema: `python -m yaoki.config.reference`.
 
-Whatever it says stands in the schema: types, defaults, bounds, docstrings. It knows no setting by name.
+Types, defaults, bounds and docstrings all come from the schema.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""The side that trains: networks with their optimizers, scoring and updating."""
+"""Training: networks with their optimizers, sharding, scoring and updating."""

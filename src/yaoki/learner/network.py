@@ -65,24 +65,25 @@ class TrainedNetwork:
         return self.schedule.lr(self.num_batches)
 
     def clip_gradients(self) -> float:
-        """Scale the gradients that are there down to the maximal norm; returns their norm before that."""
+        """Clip the gradients to the largest norm; returns their norm before that."""
         return float(
             full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm))
         )
 
     def step(self) -> None:
-        """One optimizer step with the gradients that are there."""
+        """One optimizer step; drops the gradients."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr
         self._optimizer.step()
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
-        """Forget the gradients that are there."""
+        """Free the gradients."""
         self._optimizer.zero_grad(set_to_none=True)
 
     def move(self, moved: Callable[[Tensor], Tensor]) -> None:
-        """Put every weight and moment where `moved` puts it; who referred to them keeps what they were."""
+        """Replace every weight and moment by what `moved` returns; earlier references keep the old
+        tensors."""
         self.model._apply(moved)
         for state in self._optimizer.state.values():
             state |= {moment: moved(state[moment]) for moment in ("exp_avg", "exp_avg_sq")}
@@ -100,7 +101,7 @@ class TrainedNetwork:
         }
 
     def make_moments(self) -> None:
-        """Moments as AdamW makes them in its first step, for saved ones to be read into."""
+        """Allocate the moments as AdamW does in its first step, for a restore to read into."""
         for parameter in self._names:
             self._optimizer.state[parameter] = {
                 "exp_avg": torch.zeros_like(parameter),
@@ -109,7 +110,7 @@ class TrainedNetwork:
             }
 
     def restore_moments(self, saved: Mapping[str, Tensor]) -> None:
-        """Take over what `moments` gave; what was read straight into them is there already.
+        """Restore what `moments` returned, unless it was read straight into the live moments.
 
         Raises CorruptCheckpointError when a moment is missing, left over or of another shape.
         """

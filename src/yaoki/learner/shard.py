@@ -1,7 +1,6 @@
-"""Networks spread over the ranks: FSDP2, each parameter cut along its first dimension.
+"""Networks sharded over the ranks: FSDP2, each parameter along its first dimension.
 
-A network on one rank is left as it is, unless it computes in another precision than its weights have. Knows
-nothing of what is computed with the networks, nor of where weights are read.
+On one rank a network stays unsharded, unless it computes in another precision than that of its weights.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +17,10 @@ from yaoki.ranks.world import World, peers_expected
 
 
 def shard(model: PreTrainedModel, world: World, config: TrainConfig, device: torch.device) -> PreTrainedModel:
-    """Keep this rank's share of the weights, on `device`; returns the model, changed in place.
+    """Shard the model in place and move this rank's shard to `device`; returns the model.
 
-    Of a skeleton each rank makes room for its share alone; what that holds is garbage until it is filled.
-
-    Gradients come out as sums over the ranks, not means: losses are divided by the tokens of all ranks.
+    For a meta-device model, allocates only the local shard, uninitialised. Gradients are summed over the
+    ranks, not averaged: losses are divided by the tokens of all ranks.
     """
     if config.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -38,22 +36,22 @@ def _fully_shard(model: PreTrainedModel, world: World, config: TrainConfig, devi
     inside = MixedPrecisionPolicy(param_dtype=getattr(torch, config.precision), reduce_dtype=torch.float32)
     outside = replace(inside, output_dtype=torch.float32)
     mesh = init_device_mesh(device.type, (world.size,))
-    # The critic calls its backbone and its head one by one, so each is a root of its own.
+    # The critic calls its backbone and its head separately, so each is a root of its own.
     heads = [model.get_submodule("score")] if hasattr(model, "score") else []
     roots = [model.base_model, *heads] if heads else [model]
     for module in [*_layers(model), *roots]:
         fully_shard(module, mesh=mesh, mp_policy=outside if module in roots else inside)
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # gloo cannot scale while it sums
+        module.set_force_sum_reduction_for_comms(True)  # gloo cannot scale in a reduction
 
 
 @torch.no_grad()
 def scatter_weights(model: PreTrainedModel, given: PreTrainedModel | None, world: World) -> None:
-    """Copy the weights of a whole model, which the first rank gives, into the share of every rank.
+    """Copy the weights of a full model on rank 0 into the shard of every rank; a collective.
 
-    given: on the first rank, in host memory; it is empty afterwards. None on the others. All ranks call this
-    together; each of them sees its own rows alone.
+    given: on rank 0, in host memory, moved to the meta device on return; None on the others, which receive
+    only their own rows.
     """
     weights = None if given is None else given.state_dict()
     for name, tensor in model.state_dict().items():
@@ -66,11 +64,11 @@ def scatter_weights(model: PreTrainedModel, given: PreTrainedModel | None, world
                 _send(rows)
                 own.copy_(rows[0])
     if given is not None:
-        given.to_empty(device="meta")  # at once, though the model may live until garbage is collected
+        given.to_empty(device="meta")  # frees its memory now, not when garbage is collected
 
 
 def _rows_of_ranks(tensor: Tensor, num_ranks: int, *, is_cut: bool) -> Sequence[Tensor]:
-    """As FSDP2 cuts it: the last ranks have fewer rows, or none."""
+    """Split as FSDP2 does it: the last ranks have fewer rows, or none."""
     if not is_cut:
         return [tensor] * num_ranks
     rows = tensor.chunk(num_ranks)
@@ -78,7 +76,7 @@ def _rows_of_ranks(tensor: Tensor, num_ranks: int, *, is_cut: bool) -> Sequence[
 
 
 def _send(rows: Sequence[Tensor]) -> None:
-    """To each of the other ranks its own; from host memory to host memory, whatever the device."""
+    """Send each of the other ranks its own rows, from host memory to host memory."""
     sent = [dist.isend(part, rank) for rank, part in enumerate(rows) if rank and part.numel()]
     for work in sent:
         assert work is not None
@@ -93,10 +91,10 @@ def _received(own: Tensor) -> Tensor:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor, gathered from the ranks, which must all ask for it."""
+    """The full tensor, gathered from all ranks; a collective."""
     if type(tensor) in (Tensor, nn.Parameter):
         return tensor
-    from torch.distributed.tensor import DTensor  # late: one rank alone does not wait for this import
+    from torch.distributed.tensor import DTensor  # a slow import that one rank alone does not need
 
     assert isinstance(tensor, DTensor)
     with peers_expected():
@@ -104,6 +102,6 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
-    """The blocks that are gathered one at a time."""
+    """The transformer blocks, which are gathered one at a time."""
     names = set(model._no_split_modules or ())
     yield from (module for module in model.modules() if type(module).__name__ in names)

@@ -1,7 +1,7 @@
 """The critic: a backbone of its own and a bias-free value head on every hidden state.
 
 It is a Hugging Face sequence classifier with one label, whose head is just that; so a critic is saved,
-exported and loaded like any other model. Knows nothing of how it is trained.
+exported and loaded like any other model.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Process-wide switches that decide whether the same work gives the same bits."""
+"""Process-wide switches for deterministic computation. Small because they belong to no model."""
 
 import os
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Causal language models from Hugging Face: load them, build them empty, and ask for token log-probabilities.
 
-Weights come as safetensors only. Knows nothing of optimizers, rollouts or run directories.
+Weights are read from safetensors only.
 """
 
 from collections.abc import Sequence

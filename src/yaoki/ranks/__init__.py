@@ -1,1 +1,1 @@
-"""What the ranks of a run tell one another."""
+"""Communication between the ranks of a run: process groups, agreement, environment variables."""

@@ -1,7 +1,4 @@
-"""What ranks that write or read one checkpoint together tell one another. No torch.
-
-It knows nothing of how messages travel, nor of what a checkpoint is.
-"""
+"""Agreement between ranks: all succeed or all fail, all stop or none does, rank 0 first."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +6,7 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Protocol, TypeVar, cast
 
-from torch._C._distributed_c10d import Store
+from torch.distributed import Store
 
 from yaoki.errors import CorruptCheckpointError, PeerLostError, StopRequested, YaokiError
 from yaoki.ranks.world import World, peers_expected
@@ -19,7 +16,7 @@ T = TypeVar("T")
 
 
 class Cancelled(Exception):
-    """Nobody waits any more for what is being done."""
+    """The work is no longer needed and was given up."""
 
 
 class Ranks(Protocol):
@@ -44,22 +41,22 @@ class OneRank:
 
 
 def all_gather_json(ranks: Ranks, value: T) -> list[T]:
-    """The values of all ranks, in their order; each of what JSON carries."""
+    """All-gather of JSON values, in the order of the ranks."""
     return [cast(T, parse(message)) for message in ranks.gather(encode(value))]
 
 
 def run_on_all(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Do a piece of work on every rank; it has succeeded on all, or fails on all.
+    """Do a piece of work on every rank; it succeeds on all, or fails on all.
 
-    Raises:
-        what `work` raises here; or GivenUp, StopRequested, CorruptCheckpointError, as on the first rank where
-            it failed, and PeerLostError for what else that one raised, with its number.
+    Raises: what `work` raises on this rank; else what it raised on the first rank where it failed: Cancelled,
+    StopRequested and CorruptCheckpointError as they are, any other error as PeerLostError with the rank's
+    number.
     """
     failure: Exception | None = None
     try:
         done = work()
     except PeerLostError:
-        raise  # there is nobody to hear of it: to tell would be to wait once more
+        raise  # reporting it to the lost peer would wait for a second timeout
     except (YaokiError, OSError, Cancelled, StopRequested) as error:
         failure = error
     reports = all_gather_json(ranks, None if failure is None else _report(failure))
@@ -89,17 +86,18 @@ def _error(rank: int, report: JSON) -> Exception:
     return Cancelled()
 
 
-_BEATS = "yaoki/beats"
+_HEARTBEATS = "yaoki/beats"
 _DONE = "yaoki/done"
-_BEAT_S = 1.0
+_HEARTBEAT_S = 1.0
 _LONGEST_SILENCE_S = 60.0
 
 
 def rank0_first(world: World, work: Callable[[], T]) -> T | None:
-    """`work` on the first rank, which returns or raises what it does; the others wait for the end of it.
+    """Do `work` on rank 0, which returns or raises what it does; the others wait for its end and return None.
 
-    All ranks call this together, on the thread that trains. PeerLostError on the others if the first one has
-    been silent for a minute, or for the timeout of its collectives if that is less.
+    For work of any length, such as downloads, which would exceed the timeout of a collective: rank 0 sends
+    heartbeats. All ranks call this together, on the thread that trains. PeerLostError on the others after a
+    minute without a heartbeat, or after the timeout of collectives if that is less.
     """
     turn = next(world.turns)
     if world.store is None:
@@ -117,8 +115,8 @@ def _beating(store: Store) -> Iterator[None]:
     ended = Event()
 
     def beat() -> None:
-        while not ended.wait(_BEAT_S):
-            store.add(_BEATS, 1)
+        while not ended.wait(_HEARTBEAT_S):
+            store.add(_HEARTBEATS, 1)
 
     thread = Thread(target=beat, name="alive", daemon=True)
     thread.start()
@@ -131,23 +129,23 @@ def _beating(store: Store) -> Iterator[None]:
 
 
 def _wait(store: Store, turn: int, longest_silence_s: float) -> None:
-    last, heard_at = -1, time.monotonic()
+    last, beat_at_s = -1, time.monotonic()
     while store.add(_DONE, 0) < turn:
-        if (beats := store.add(_BEATS, 0)) != last:
-            last, heard_at = beats, time.monotonic()
-        silence_s = time.monotonic() - heard_at
+        if (beats := store.add(_HEARTBEATS, 0)) != last:
+            last, beat_at_s = beats, time.monotonic()
+        silence_s = time.monotonic() - beat_at_s
         if silence_s > longest_silence_s:
             raise PeerLostError(
-                f"worker 0, for whose work this one waits, has not been heard of for {silence_s:.0f} s",
-                hint="see what it was doing, then start the run again: it goes on from what is on disk",
+                f"worker 0, for which this one waits, has sent no heartbeat for {silence_s:.0f} s",
+                hint="see its log for the reason, then start the run again: it continues from what is on disk",
             )
         time.sleep(min(0.1, longest_silence_s / 10))
 
 
 def stop_together(work: Callable[[], T], any_reason: Callable[[str | None], str | None]) -> T:
-    """What `work` returns; StopRequested if it was stopped on any rank.
+    """Do `work` on every rank; StopRequested on all if it was stopped on any.
 
-    any_reason: takes the reason why this rank stops, or None, and gives one that some rank has.
+    any_reason: exchanges the reason of this rank, or None, for one that some rank has.
     """
     try:
         done, own_reason = work(), None

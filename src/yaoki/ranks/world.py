@@ -1,8 +1,8 @@
 """The ranks of a run: the only place that makes process groups.
 
-Training has a group of its own. What the ranks tell one another beside it goes through channels: one for
-the loop, one for the thread that writes checkpoints. A shared group would mix the messages of two threads.
-It knows nothing of what the messages mean.
+Collectives of training use the default group. Messages beside them go through channels with groups of their
+own: one for the loop, one for the thread that writes checkpoints. A shared group would mix the messages of
+two threads.
 """
 
 import re
@@ -16,7 +16,7 @@ from itertools import count
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore, HashStore, Store
+from torch.distributed import FileStore, HashStore, Store
 from torch.distributed.distributed_c10d import _get_default_store
 
 from yaoki.errors import PeerLostError, UsageError
@@ -26,9 +26,9 @@ _STOP = "yaoki/stop"
 
 
 class Channel:
-    """Messages between all ranks. Each rank makes the same calls in the same order, from one thread.
+    """Messages between all ranks, which make the same calls in the same order, from one thread each.
 
-    Raises PeerLostError when another rank is gone.
+    Raises PeerLostError when another rank is lost.
     """
 
     def __init__(self, rank: int, size: int, group: dist.ProcessGroup | None = None) -> None:
@@ -37,7 +37,7 @@ class Channel:
         self._group = group
 
     def gather(self, message: bytes) -> list[bytes]:
-        """What every rank says, in the order of the ranks."""
+        """All-gather of bytes, in the order of the ranks."""
         if self.size == 1:
             return [message]
         with peers_expected():
@@ -45,9 +45,8 @@ class Channel:
             dist.all_gather(lengths, torch.tensor([len(message)]), group=self._group)
             longest = max(int(length) for length in lengths)
             padded = torch.zeros(max(longest, 1), dtype=torch.uint8)
-            padded[: len(message)] = torch.frombuffer(bytearray(message or b"\0"), dtype=torch.uint8)[
-                : len(message)
-            ]
+            if message:
+                padded[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
             buffers = [torch.empty_like(padded) for _ in range(self.size)]
             dist.all_gather(buffers, padded, group=self._group)
         return [
@@ -55,52 +54,52 @@ class Channel:
         ]
 
     def any_reason(self, mine: str | None) -> str | None:
-        """The reason that some rank gives; None if none does."""
+        """The reason that the first rank with one gives; None if none has one."""
         reasons = [message.decode() for message in self.gather((mine or "").encode())]
         return next(filter(None, reasons), None)
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Barrier."""
         self.gather(b"")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the ranks of its run; one rank alone has no groups at all."""
+    """This process among the ranks of its run; one rank alone has no process groups."""
 
     rank: int
     size: int
     local_rank: int
-    """Number among the ranks on this machine."""
+    """Index among the ranks on this machine."""
     loop: Channel
     """For the thread that trains."""
     writer: Channel
     """For the thread that writes checkpoints."""
     store: Store | None = None
     timeout_s: float = 0.0
-    """Of collectives."""
+    """Timeout of collectives."""
     turns: Iterator[int] = field(default_factory=partial(count, 1))
-    """Numbers, on every rank the same ones, what is waited for; see `waiting`."""
+    """Counts the calls of `rank0_first`, on every rank alike."""
 
     @property
     def is_first(self) -> bool:
-        """One rank speaks for all: it writes what is there once."""
+        """Whether this is rank 0, which writes everything that is written once."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Element by element over all ranks, in place; returns the tensor."""
+        """All-reduce, in place; returns the tensor."""
         if self.size > 1:
             with peers_expected():
                 dist.all_reduce(tensor)
         return tensor
 
     def ask_to_stop(self, reason: str) -> None:
-        """Let every rank know, in whatever it is doing."""
+        """Publish a reason to stop; every rank polls it."""
         if self.store is not None:
             self.store.set(_STOP, reason)
 
     def asked_to_stop(self) -> str | None:
-        """The reason, if some rank has asked."""
+        """The reason that some rank has published, if any."""
         if self.store is None or not self.store.check([_STOP]):
             return None
         return str(self.store.get(_STOP).decode())
@@ -115,16 +114,16 @@ def alone() -> World:
 def joined(
     environment: Mapping[str, str], device_type: str, timeout_s: float, *, always_group: bool = False
 ) -> Iterator[World]:
-    """The world that the launcher's environment variables describe; the groups are there within the context.
+    """The world that the launcher's environment variables describe; its groups exist within the context.
 
     Args:
         environment: RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them; without them there is one rank.
-        timeout_s: how long a rank waits for a peer that neither answers nor is known to be gone.
-        always_group: make the group for training even for one rank alone; see `shard`.
+        timeout_s: timeout for an unresponsive peer.
+        always_group: initialise the default group for one rank alone, too; see `shard`.
 
     Raises:
-        UsageError: the variables make no sense.
-        PeerLostError: a rank did not come.
+        UsageError: the variables contradict one another.
+        PeerLostError: a rank did not join.
     """
     size = _number(environment, "WORLD_SIZE", 1)
     rank = _number(environment, "RANK", 0)
@@ -152,14 +151,14 @@ def joined(
 
 @contextmanager
 def peers_expected() -> Iterator[None]:
-    """What torch says when a peer is gone becomes PeerLostError."""
+    """Turn what torch raises about a lost peer into PeerLostError."""
     try:
         yield
     except RuntimeError as error:
         if not _is_of_a_lost_peer(error):
             raise
         raise PeerLostError(
-            f"another worker of this run is gone, or does not answer: {_in_short(error)}",
+            f"another worker of this run is lost or does not respond: {_in_short(error)}",
             hint="see that worker's log for the reason, then start the run again: it goes on from what is "
             "on disk",
         ) from error
@@ -171,7 +170,7 @@ def _is_of_a_lost_peer(error: RuntimeError) -> bool:
 
 
 def _in_short(error: RuntimeError) -> str:
-    """Without the place in gloo's sources, and without what it advises."""
+    """The first line, without the location in gloo's sources and without its advice."""
     line = re.sub(r"^\[\S+\.cc:\d+\] ", "", str(error).splitlines()[0])
     return line.split(". This is typically")[0]
 

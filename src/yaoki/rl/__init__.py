@@ -1,1 +1,1 @@
-"""The algorithm: pure functions of tensors and plain floats. No config, no logging, no ranks, no disk."""
+"""The algorithms: a table of them, and pure functions of tensors. No logging, no ranks, no disk."""

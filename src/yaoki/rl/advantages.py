@@ -2,7 +2,7 @@
 
 Rows are independent of one another (but for groups and moments), and nothing outside of the mask, not
 even a NaN, reaches a result. Statistics are summed in float64 in a fixed order, over the masked tokens
-alone, so padding changes no bit. This module knows nothing of ranks: a caller with several adds moments.
+alone, so padding changes no bit. A caller with several ranks adds moments.
 """
 
 import math

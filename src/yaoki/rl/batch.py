@@ -2,7 +2,7 @@
 
 Every per-token tensor is `[N, S]`: full sequences, prompt then response, padded on the right and aligned
 by token index. Column t speaks about token t: its log-probability given the tokens before it, the value
-of the state in which it was emitted, its reward. This module knows nothing of devices, models or ranks.
+of the state in which it was emitted, its reward.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Experience:
     """
 
     token_ids: Tensor
-    """Prompt then response `[N, S]` int64; what stands in the padding has no meaning."""
+    """Prompt then response `[N, S]` int64; padding is arbitrary."""
     num_tokens: Tensor
     """True length of each row `[N]` int64."""
     loss_mask: Tensor

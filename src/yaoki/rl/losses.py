@@ -3,7 +3,7 @@
 A loss is the sum over the masked tokens divided by `num_tokens`, the token count of the whole mini-batch
 over all micro-batches and ranks: adding up the micro-batches gives the mini-batch's loss and gradient,
 however it was cut. The masked tokens are picked before any arithmetic, so padding changes no bit and a
-NaN in it reaches neither a loss nor a gradient. This module knows nothing of models, ranks or optimizers.
+NaN in it reaches neither a loss nor a gradient.
 """
 
 from typing import Literal, NamedTuple

@@ -1,5 +1,4 @@
-"""Held-out accuracy, and the statistics that go with it. Draws from a purpose of its own, so it cannot
-disturb training; knows nothing of checkpoints or metrics files."""
+"""Held-out accuracy, with its confidence interval and pass@k."""
 
 import math
 from collections.abc import Sequence

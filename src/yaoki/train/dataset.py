@@ -1,4 +1,4 @@
-"""The data of a run, wired from its config: what it trains on and what it is evaluated on."""
+"""The data of a run, from its config: training tasks and held-out prompts."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from yaoki.types import Prompt, Task, tasks_digest
 
 
 class Tasks:
-    """Reads, templates and tokenises what the config names."""
+    """Reads, templates and tokenises the tasks that the config names."""
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
         self._config = config
@@ -56,7 +56,8 @@ class Tasks:
         return FileTasks(kept, tasks_digest(kept), config.train.seed)
 
     def digest(self, source: TaskSource, held_out: Sequence[Prompt], model_folder: Path) -> str:
-        """Changes when any prompt may: tasks, template, tokenizer; or the architecture beside it."""
+        """Digest of everything that prompts depend on: tasks, template, tokenizer; and of the model's
+        config."""
         evaluation = tasks_digest(prompt.task for prompt in held_out)
         text = f"{source.digest}\0{evaluation}\0{self._template.source}"
         digest = hashlib.blake2b(text.encode(), digest_size=16)

@@ -1,4 +1,4 @@
-"""The states of the framework generators of this process, as JSON.
+"""The framework generators of this process as JSON: part of the run's state.
 
 No step of Yaoki draws from them, but a model may (dropout). Restored last, right before the first step.
 """
@@ -15,14 +15,14 @@ from yaoki.strict_json import JSON
 
 
 def seed_generators(value: int) -> None:
-    """Put all generators where a fresh run with this seed begins."""
+    """Seed all generators for a fresh run."""
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value & 0x7FFFFFFFFFFFFFFF)
 
 
 def capture() -> JSON:
-    """python, numpy, torch and (where there is one) CUDA generators."""
+    """State of the python, numpy, torch and (with a device) CUDA generators."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states: dict[str, JSON] = {
@@ -35,7 +35,8 @@ def capture() -> JSON:
 
 
 def restore(saved: JSON) -> None:
-    """Put all generators back. CUDA's only where the number of devices is the same (else it is elastic)."""
+    """Restore all generators; CUDA's only with the same number of devices (otherwise the resume is
+    elastic)."""
     state: Any = saved
     match state:
         case {

@@ -1,7 +1,6 @@
 """Reasons to stop: SIGTERM, SIGINT, SIGUSR1, the attempt's time budget, a disk that is nearly full.
 
-The first signal is a request, polled wherever work is long; a second one leaves at once. Knows nothing of
-what is saved on the way out.
+The first signal is a request, polled during long work; a second one ends the process at once.
 """
 
 import os
@@ -16,14 +15,14 @@ from yaoki.ranks.world import World
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _LARGEST_MARGIN = 0.5
-"""Share of the time budget that is kept free for stopping, at most: a short budget must get somewhere."""
+"""Largest share of the time budget that is reserved for stopping, so that a short budget makes progress."""
 
 _ASK_WORLD_EVERY_S = 0.2
-"""How often a rank looks whether another one was asked to stop, while each works for itself."""
+"""Interval at which a rank polls whether another one was asked to stop, during independent work."""
 
 
 def space_shortage(directory: Path, min_free_gb: float) -> str | None:
-    """In words, that the disk of `directory` has less free space than it should; None if it has enough."""
+    """A message if the disk of `directory` has too little free space; None if it has enough."""
     free_gb = fs.num_free_bytes(directory) / 1e9
     if free_gb >= min_free_gb:
         return None
@@ -31,11 +30,11 @@ def space_shortage(directory: Path, min_free_gb: float) -> str | None:
 
 
 class StopSignal:
-    """A context manager: signals are requests from entering until leaving.
+    """A context manager that turns signals into requests, and the time budget into one more.
 
-    The budget is called used up early enough to save and leave: by the longest save and the longest time
-    between two polls that were seen so far. It is not looked at before the attempt has done something that
-    lasts (an update, or rollouts for the journal): however short it is, a run gets on.
+    The budget counts as used up early enough to save and exit: by the longest save and the longest interval
+    between two polls so far. It does not count before the attempt has made durable progress (an update, or
+    journaled rollouts), so that a run advances however short its budget is.
     """
 
     def __init__(self, max_seconds: float, world: World) -> None:
@@ -46,7 +45,7 @@ class StopSignal:
         self._polled_s: float | None = None
         self._longest_gap_s = 0.0
         self._longest_save_s = 0.0
-        self._has_got_on = False
+        self._has_progressed = False
         self._received: str | None = None
         self._previous: dict[int, object] = {}
 
@@ -62,20 +61,18 @@ class StopSignal:
     @property
     def reason(self) -> str | None:
         """Why the run should stop, or None."""
-        if self._received is None and self._max_seconds and self._has_got_on:
+        if self._received is None and self._max_seconds and self._has_progressed:
             margin_s = min(self._longest_gap_s + self._longest_save_s, _LARGEST_MARGIN * self._max_seconds)
             if time.monotonic() - self._started_s > self._max_seconds - margin_s:
-                return (
-                    f"of the time budget of {self._max_seconds:g} s only {margin_s:.3g} s to leave are left"
-                )
+                return f"{margin_s:.3g} s of the time budget of {self._max_seconds:g} s are left, which stopping needs"
         return self._received
 
     def saved(self, duration_s: float) -> None:
-        """A save took so long; the last one will take as long again."""
+        """Note the duration of a save; the last one may take as long."""
         self._longest_save_s = max(self._longest_save_s, duration_s)
 
     def poll(self) -> None:
-        """Raise StopRequested if the run should stop; other ranks may hear of it a little later."""
+        """Raise StopRequested if the run should stop; other ranks raise it a little later."""
         now_s = self._note_gap()
         if now_s - self._asked_world_s > _ASK_WORLD_EVERY_S:
             self._asked_world_s = now_s
@@ -85,21 +82,22 @@ class StopSignal:
             raise StopRequested(self.reason)
 
     def poll_together(self) -> None:
-        """Raise StopRequested on all ranks if any should stop; for work that the ranks do together."""
+        """Raise StopRequested on all ranks if any should stop; a collective."""
         self._note_gap()
         if (reason := self._world.loop.any_reason(self.reason)) is not None:
             raise StopRequested(reason)
 
     def ask(self, reason: str) -> None:
-        """Stop at the next poll."""
+        """Request a stop at the next poll."""
         self._received = self._received or reason
 
     def made_progress(self) -> None:
-        """This attempt has done something that lasts; from now on the time budget counts."""
-        self._has_got_on = True
+        """The attempt has made durable progress: from now on the time budget counts."""
+        self._has_progressed = True
 
     def poll_signals(self) -> None:
-        """Raise StopRequested on a signal only, for work that a short time budget would never let end."""
+        """Raise StopRequested on a signal only, for work that a short time budget would never allow to
+        end."""
         if self._received is not None:
             raise StopRequested(self._received)
 

@@ -1,6 +1,7 @@
-"""The engine gets the learner's weights, and is believed only when it computes with them.
+"""Pushes weights to the engine, then verifies it: both must give the same log-probabilities of a probe text.
 
-Knows nothing of how an engine takes weights.
+An engine that reports success is not believed: one way of pushing left neither the old nor the new weights
+behind.
 """
 
 import math
@@ -18,7 +19,7 @@ from yaoki.rollout.engine import RolloutEngine
 
 PROBE_TEXT = "What is 47+38-12? <think>47+38=85, 85-12=73</think><answer>\\boxed{73}</answer>"
 PROBE_TOKENS = 64
-"""At most so many tokens of the text."""
+"""Largest number of tokens of the text that are used."""
 
 
 def probe_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -28,17 +29,17 @@ def probe_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far the two may be apart when both hold the same weights, in nats."""
+    """Largest difference between engine and learner with the same weights, in nats."""
 
     largest: float
-    """On a token of the probe."""
+    """On any token of the probe."""
     mean: float
-    """Over its tokens;"""
+    """On average over its tokens, plus"""
     mean_share: float
-    """and so much more for every nat of their mean log-probability."""
+    """this for every nat of their mean log-probability."""
 
     def allows(self, engines: Sequence[float], learners: Sequence[float]) -> bool:
-        """Never what is no number."""
+        """False if any gap is NaN."""
         gaps = _gaps(engines, learners)
         surprise = fmean(abs(learner) for learner in learners)
         is_near = max(gaps) <= self.largest and fmean(gaps) <= self.mean + self.mean_share * surprise
@@ -46,9 +47,9 @@ class Tolerance:
 
 
 def tolerance(precision: Literal["float32", "bfloat16"]) -> Tolerance:
-    """What rounding explains.
+    """The tolerance that rounding explains.
 
-    precision: the coarser one of the two. Measured on a CPU:
+    precision: the coarser one of engine and learner. Measured on a CPU:
 
     - float32, transformers against vLLM, random models of 1 to 494 million parameters, the largest one also
       with logits made 8 times larger: 2e-6 to 5e-6 on a token, and 3e-5 with the large logits. One step of
@@ -57,7 +58,7 @@ def tolerance(precision: Literal["float32", "bfloat16"]) -> Tolerance:
     - bfloat16, on the built-in base, in 45 steps of training: up to 0.84 on a token, 0.07 on average, of a
       mean log-probability of -10; on random models with weights made up to 6 times larger 0.15 % to 1.3 % of
       the mean log-probability. A single wrong matrix in any of the first two layers: 0.75 to 6.9 on average.
-      Weights of the last step are not noticed: their version must do.
+      Weights of the step before are not noticed: only their version is.
     """
     if precision == "float32":
         return Tolerance(largest=3e-4, mean=math.inf, mean_share=0.0)
@@ -71,10 +72,10 @@ def check_weights(
     learner_logprobs: Sequence[float],
     tolerance: Tolerance,
 ) -> float:
-    """The largest difference; WeightSyncError if rounding does not explain it, or the version is another.
+    """Largest difference; WeightSyncError if rounding does not explain it, or if the version differs.
 
-    token_ids: the probe; learner_logprobs: the learner's for all of its tokens but the first, as from
-    `model_logprobs`, under the weights that were pushed as `policy_version`.
+    token_ids: the probe; learner_logprobs: of all its tokens but the first, under the weights that were
+    pushed as `policy_version`.
     """
     if engine.policy_version != policy_version:
         raise WeightSyncError(
@@ -101,14 +102,13 @@ def _gaps(engines: Sequence[float], learners: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class WeightSync:
-    """Pushes weights and checks each push with a text that engine and learner must read alike."""
+    """Pushes weights, and verifies each push by the probe."""
 
     engine: RolloutEngine
     learner: Learner
     probe: tuple[int, ...]
     """Token ids of the text."""
     tolerance: Tolerance
-    """How far log-probabilities of the two may be apart."""
 
     def push(self, policy_version: int) -> list[float]:
         """Load the learner's weights into the engine; a collective of all ranks.

@@ -1,7 +1,7 @@
-"""Lets a library that rearranges the process work beside a learner whose bits must not change.
+"""Saves and restores the global torch and RNG state that an inference engine in the learner's process
+modifies.
 
-An inference engine in the same process seeds every generator and sets torch's switches for all. Knows no
-such library.
+A file of its own because it concerns every such engine.
 """
 
 import random
@@ -14,10 +14,11 @@ import torch
 
 @contextmanager
 def preserve_torch_globals() -> Iterator[None]:
-    """Run the body without torch's deterministic mode, and put generators and switches back after it.
+    """Run the body without torch's deterministic mode, then restore generators and switches.
 
-    Kept: the generators of python, numpy and torch; thread count, matrix precision, default dtype and
-    deterministic mode. The body is free of the latter because not every operation has a deterministic kind.
+    Restored: the generators of python, numpy and torch; thread count, matmul precision, default dtype and
+    deterministic mode, which is off in the body because not every operation has a deterministic
+    implementation.
     """
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda_generators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -28,7 +29,7 @@ def preserve_torch_globals() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_num_threads = set_num_threads  # vLLM on a CPU takes the function itself away
+        torch.set_num_threads = set_num_threads  # vLLM on a CPU replaces the function itself
         torch.set_num_threads(num_threads)
         torch.set_float32_matmul_precision(precision)
         torch.set_default_dtype(dtype)

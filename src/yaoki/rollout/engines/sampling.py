@@ -1,4 +1,7 @@
-"""Picking tokens from logits with numbers that were decided beforehand. Pure functions of tensors."""
+"""Samples tokens from logits with given uniform numbers: pure functions of tensors.
+
+A file of its own because every engine that samples by itself must draw the same tokens.
+"""
 
 import torch
 from torch import Tensor

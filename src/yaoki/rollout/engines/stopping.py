@@ -1,4 +1,7 @@
-"""Noticing that a completion has ended, from token ids. Knows the tokenizer, not the model."""
+"""Detects the end of a completion from its token ids, by one rule for all engines.
+
+A file of its own because every engine must end completions at the same token.
+"""
 
 from collections.abc import Sequence
 

@@ -58,24 +58,28 @@ class PartialCompletion:
 
 
 class TensorParallelGroup:
-    """This rank among the `size` that share its engine; with 1 it has the engine for itself."""
+    """The `size` neighbouring ranks that share an engine, each with a slice of the weights.
+
+    vLLM schedules on each of them by itself, and each samples from the logits of all: the same calls in the
+    same order give the same tokens on all, so no tokens are exchanged. Only stopping has to be agreed on.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank speaks for all of them."""
+        """Whether this rank passes completions on for all of them."""
         return self._size == 1 or dist.get_rank() % self._size == 0
 
     def any_reason(self, mine: str | None) -> str | None:
-        """The reason that some partner gives; None if none does. All must ask, once vLLM has started."""
+        """The reason that some rank of the group has, or None; a collective, once vLLM has started."""
         if self._size == 1:
             return mine
         group = library().distributed.get_tp_group().cpu_group
         is_any = torch.tensor(int(mine is not None))
         dist.all_reduce(is_any, dist.ReduceOp.MAX, group=group)
-        if not is_any:  # at every token but the last: the reasons themselves would cost more
+        if not is_any:  # the usual case, once per token
             return None
         reasons: list[str | None] = [None] * self._size
         dist.all_gather_object(reasons, mine, group=group)
@@ -131,7 +135,7 @@ class VllmEngine:
         self.policy_version = policy_version
 
     def sleep(self) -> None:
-        """Give back the memory of weights and cache; the weights are forgotten."""
+        """Free the memory of weights and cache; the weights are dropped."""
         self.policy_version = -1
         with preserve_torch_globals():
             if not self._is_asleep:
@@ -139,7 +143,7 @@ class VllmEngine:
         self._is_asleep = True
 
     def wake(self) -> None:
-        """Take memory for the weights that will be pushed."""
+        """Allocate memory for the weights."""
         with preserve_torch_globals():
             if self._is_asleep:
                 self._model.wake()
@@ -181,7 +185,7 @@ class VllmEngine:
         return [completions[place] for place in range(len(requests))]
 
     def _step(self, engine: Any, rows: dict[str, PartialCompletion]) -> list[str]:
-        """Let vLLM sample a token for each row that has its turn; the names of those that end with it."""
+        """Let vLLM sample tokens; returns the names of the requests that ended."""
         ended, stopped = [], []
         for output in engine.step():
             row, new = rows[output.request_id], output.outputs[0]
@@ -192,12 +196,12 @@ class VllmEngine:
             if not output.finished and row.reason is not None:
                 stopped.append(output.request_id)
             if output.finished and row.reason is None and new.finish_reason != "length":
-                raise YaokiError(f"vLLM gave a completion up: {new.finish_reason}")
+                raise YaokiError(f"vLLM aborted a completion: {new.finish_reason}")
         engine.abort_request(stopped)
         return ended
 
     def _loaded(self) -> Any:
-        """vLLM's LLM, with the weights that it has acknowledged."""
+        """vLLM's LLM, once it has acknowledged the weights."""
         if self.policy_version < 0:
             raise YaokiError("the engine has no weights yet", hint="call load_weights first")
         if (held := self._model.llm.get_weight_version()) != str(self.policy_version):

@@ -1,10 +1,9 @@
-"""vLLM's engine itself, and how weights get into it; the only file that imports vLLM.
+"""vLLM's LLM and its weight updates; the only file that imports vLLM.
 
-On a CPU the engine is built anew from a folder for every push: vLLM's CPU kernels keep packed copies of the
-weights, which an update in place does not reach. On a GPU the weights are updated in place by vLLM's
-interface for weight transfer, with a transfer of our own, registered with vLLM, that takes tensors of this
-very process. That way has been run on a CPU with the packing taken out, and not yet on a GPU. Knows nothing
-of generating.
+On a CPU the engine is rebuilt from a folder for every push, because vLLM's CPU kernels keep packed copies of
+the weights, which an update in place does not reach. On a GPU the weights are updated in place by vLLM's
+interface for weight transfer, with a backend of our own that takes tensors of this process. Experimental: the
+latter was run on a CPU, with the packing removed, and not yet on a GPU.
 """
 
 import copy
@@ -30,58 +29,58 @@ Weights = Iterator[tuple[str, Tensor]]
 """Named as in the model's checkpoint, each once."""
 
 _CPU_BLOCK_TOKENS = 128
-"""The cache is handed out in such blocks."""
+"""Tokens per block of the KV cache."""
 _CPU_CACHE_BYTES = 2**29
-"""Of keys and values at most, unless one completion needs more; vLLM takes the memory at every start."""
+"""Largest KV cache, unless one completion needs more; vLLM allocates it at every start."""
 
 
 @dataclass(frozen=True, slots=True)
 class VllmOptions:
-    """What vLLM must know beside model and sampling."""
+    """Options of vLLM besides model and sampling."""
 
     precision: str
-    """Of weights, cache and computation: float32 or bfloat16."""
+    """dtype of weights, cache and computation: float32 or bfloat16."""
     max_tokens: int
-    """Longest prompt and its completion together."""
+    """Largest number of tokens of a prompt and its completion."""
     max_rows: int
-    """Completions that grow at the same time."""
+    """Completions that are sampled at the same time."""
     gpu_memory_utilization: float
-    """Share of the device's memory, for weights, cache and all else. Used when updating in place."""
+    """Share of the device's memory for weights, cache and all else; for updates in place."""
     in_place: bool
     """Update weights in place (on a GPU), or rebuild the engine for every push (on a CPU)."""
     tensor_parallel: int = 1
-    """Ranks that share one engine, neighbours; the number of ranks is a multiple of it."""
+    """Neighbouring ranks that share one engine; divides the number of ranks."""
     timeout_s: int = 1800
-    """How long ranks that share an engine wait for one that does not answer."""
+    """Timeout for an unresponsive rank among those that share an engine."""
 
 
 class VllmModel(Protocol):
-    """vLLM's LLM with a way for weights to get into it."""
+    """vLLM's LLM with a way to update its weights."""
 
     llm: Any
-    """None before the first push, and whenever the memory that it takes is given back."""
+    """None before the first push, and while its memory is freed."""
 
     def push(self, weights: Weights, policy_version: int) -> None:
-        """Hold these weights, all of them, and acknowledge their version."""
+        """Load all weights, and acknowledge their version."""
         ...
 
     def take_cache(self) -> None:
-        """Take back the memory of keys and values. No part of a push: the learner may rest in between."""
+        """Allocate the KV cache. Not part of a push, so that the learner can be offloaded in between."""
         ...
 
     def sleep(self) -> None:
-        """Give back memory; forget the weights."""
+        """Free memory; drop the weights."""
         ...
 
     def wake(self) -> None:
-        """Take back the memory that a push needs."""
+        """Allocate the memory that a push needs."""
         ...
 
 
 def new_model(
     config: PreTrainedConfig, architecture: str, sampling: Sampling, options: VllmOptions
 ) -> VllmModel:
-    """UsageError for what vLLM would find out in the middle of the first step, or never say clearly."""
+    """An engine without weights. UsageError for what vLLM would report late or unclearly."""
     try:
         library()
     except ImportError as error:
@@ -92,7 +91,7 @@ def new_model(
     longest = getattr(config, "max_position_embeddings", options.max_tokens)
     if options.max_tokens > longest:
         raise UsageError(
-            f"prompt and completion may take {options.max_tokens} tokens, the model goes up to {longest}",
+            f"prompt and completion may have {options.max_tokens} tokens, the model at most {longest}",
             hint="lower engine.max_new_tokens or data.max_prompt_tokens",
         )
     require_even_slices(config, options.tensor_parallel)
@@ -102,7 +101,7 @@ def new_model(
 
 
 def require_even_slices(config: PreTrainedConfig, num_slices: int) -> None:
-    """UsageError unless vLLM can cut the model into so many slices."""
+    """UsageError unless vLLM can split the model into `num_slices`."""
     num_heads = getattr(config, "num_attention_heads", 0)
     num_key_heads = getattr(config, "num_key_value_heads", None) or num_heads
     inner_size = getattr(config, "intermediate_size", None) or 0
@@ -117,7 +116,7 @@ def require_even_slices(config: PreTrainedConfig, num_slices: int) -> None:
 
 
 def library() -> Any:
-    """vLLM, imported at the first call. It reads the settings in the environment then."""
+    """vLLM, imported at the first call, when it reads its settings from the environment."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the learner computes on the same cores
@@ -130,7 +129,7 @@ def library() -> Any:
 
 
 class _Rebuilt:
-    """Weights get in by building the engine; asleep, there is none."""
+    """Updates weights by rebuilding the engine; while it sleeps, there is none."""
 
     def __init__(self, config: PreTrainedConfig, sampling: Sampling, options: VllmOptions) -> None:
         self.llm: Any = None
@@ -149,12 +148,12 @@ class _Rebuilt:
         with tempfile.TemporaryDirectory(prefix="yaoki-vllm-") as folder:
             save_file(whole, Path(folder) / "model.safetensors", metadata={"format": "pt"})
             self.llm = _start(self._config, folder, self._arguments)
-        # What it would do at its end, or at exit, ends the process groups, and they are the learner's too.
+        # Its finalizer would destroy the process groups, which are the learner's too.
         self.llm.llm_engine.engine_core._finalizer.detach()
         self.llm.update_weight_version(str(policy_version))
 
     def take_cache(self) -> None:
-        """The engine was built with it."""
+        """No-op: the engine was built with it."""
 
     def sleep(self) -> None:
         if self.llm is None:
@@ -165,11 +164,11 @@ class _Rebuilt:
         gc.collect()
 
     def wake(self) -> None:
-        """The next push builds the engine."""
+        """No-op: the next push builds the engine."""
 
 
 class _UpdatedInPlace:
-    """The engine stays; weights get in by vLLM's interface for weight transfer."""
+    """Keeps the engine and updates its weights by vLLM's interface for weight transfer."""
 
     def __init__(self, config: PreTrainedConfig, sampling: Sampling, options: VllmOptions) -> None:
         self.llm: Any = None
@@ -193,7 +192,7 @@ class _UpdatedInPlace:
         self.llm.update_weights({"update_info": {"weights": weights}})
         self.llm.finish_weight_update(str(policy_version))
         if not self.llm.reset_prefix_cache():
-            raise YaokiError("vLLM did not forget what it had cached with the old weights")
+            raise YaokiError("vLLM did not reset its prefix cache of the old weights")
 
     def take_cache(self) -> None:
         if not self._has_cache:
@@ -211,7 +210,7 @@ class _UpdatedInPlace:
 
 
 def _arguments(sampling: Sampling, options: VllmOptions) -> dict[str, Any]:
-    """What both ways tell vLLM's LLM."""
+    """Arguments of vLLM's LLM."""
     return {
         "dtype": options.precision,
         "max_model_len": options.max_tokens,
@@ -228,7 +227,7 @@ def _arguments(sampling: Sampling, options: VllmOptions) -> dict[str, Any]:
 
 
 def _start(config: PreTrainedConfig, folder: str, arguments: dict[str, Any]) -> Any:
-    """vLLM's LLM on a model folder, which it does not need any more afterwards."""
+    """vLLM's LLM, from a model folder that it needs only to start."""
     config.save_pretrained(folder)
     if _has_other_ranks():
         os.environ.setdefault("RANK", str(torch.distributed.get_rank()))
@@ -245,9 +244,9 @@ def _start(config: PreTrainedConfig, folder: str, arguments: dict[str, Any]) -> 
 
 
 def _cache_bytes(config: PreTrainedConfig, options: VllmOptions) -> int:
-    """Room for the keys and values of all completions at their longest, within bounds.
+    """Size of the KV cache for all completions at their longest, within bounds.
 
-    UsageError for attention that vLLM has no CPU kernel for: it would only say so while generating.
+    UsageError for attention without a CPU kernel in vLLM, which would raise only while generating.
     """
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # type: ignore[import-not-found]
 
@@ -265,32 +264,32 @@ def _cache_bytes(config: PreTrainedConfig, options: VllmOptions) -> int:
 
 
 def _has_other_ranks() -> bool:
-    """Then vLLM works on the learner's ranks, and starts no others."""
+    """Whether vLLM must use the learner's ranks, and start no others."""
     return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 @functools.cache
 def _executor() -> Any:
-    """vLLM's executor for ranks that are there already, on CPUs: they exchange tensors through gloo.
+    """vLLM's executor for existing ranks on CPUs, which exchange tensors through gloo.
 
-    Left to itself vLLM takes shared memory, under a name that all runs of a machine would have in common, and
-    where a rank whose partner is gone waits for ever. It does not where ranks name their meeting differently.
+    By default vLLM uses shared memory, under a name that all runs of a machine have in common, and in which a
+    rank whose peer is lost waits for ever. With a different rendezvous name on each rank it does not.
     """
     from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher  # type: ignore[import-not-found]
 
     class OverGloo(ExecutorWithExternalLauncher):  # type: ignore[misc]
-        """As it is, but for the name. Nobody meets there: the process group exists."""
+        """With a rendezvous name of its own, which is not used: the process group exists."""
 
         def _distributed_args(self) -> tuple[str, int, int]:
-            meeting, rank, local_rank = super()._distributed_args()
-            return f"{meeting}{rank}", rank, local_rank
+            rendezvous, rank, local_rank = super()._distributed_args()
+            return f"{rendezvous}{rank}", rank, local_rank
 
     return OverGloo
 
 
 @functools.cache
 def _transfer() -> str:
-    """The name of a weight transfer, registered with vLLM, that takes tensors of this process as they are."""
+    """Name of a weight transfer backend, registered with vLLM, that takes tensors of this process."""
     from vllm.distributed.weight_transfer import base, factory  # type: ignore[import-not-found]
     from vllm.model_executor.model_loader.reload import (  # type: ignore[import-not-found]
         finalize_layerwise_reload,
@@ -299,7 +298,7 @@ def _transfer() -> str:
 
     @dataclass
     class Start(base.WeightTransferInitInfo):  # type: ignore[misc]
-        """There is nobody to meet."""
+        """No rendezvous needed."""
 
     @dataclass
     class Update(base.WeightTransferUpdateInfo):  # type: ignore[misc]
@@ -308,12 +307,12 @@ def _transfer() -> str:
         weights: Weights
 
     class Transfer(base.WeightTransferEngine):  # type: ignore[misc]
-        """Layer by layer, as vLLM's own transfers do it."""
+        """Layer by layer, like vLLM's own transfers."""
 
         init_info_cls, update_info_cls = Start, Update
 
         def init_transfer_engine(self, init_info: Start) -> None:
-            """There is nobody to meet."""
+            """No rendezvous needed."""
 
         def start_weight_update(self) -> None:
             initialize_layerwise_reload(self.model)
@@ -321,13 +320,13 @@ def _transfer() -> str:
         def receive_weights(self, update_info: Update) -> None:
             self.model.load_weights(update_info.weights)
             for _ in update_info.weights:
-                """Weights that the model leaves out; looked at so that it is known that all were there."""
+                """Exhausts the iterator, so that missing weights are detected."""
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
 
         def shutdown(self) -> None:
-            """There is nothing to let go of."""
+            """No-op."""
 
     factory.WeightTransferEngineFactory.register_engine("yaoki", Transfer)
     return "yaoki"

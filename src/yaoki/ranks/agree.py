@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Protocol, TypeVar, cast
 
-from torch.distributed import Store
+from torch._C._distributed_c10d import Store
 
 from yaoki.errors import CorruptCheckpointError, PeerLostError, StopRequested, YaokiError
 from yaoki.ranks.world import World, peers_expected
@@ -137,7 +137,7 @@ def _wait(store: Store, turn: int, longest_silence_s: float) -> None:
         if silence_s > longest_silence_s:
             raise PeerLostError(
                 f"worker 0, for which this one waits, has sent no heartbeat for {silence_s:.0f} s",
-                hint="see its log for the reason, then start the run again: it continues from what is on disk",
+                hint="see its log, then start the run again: it continues from what is on disk",
             )
         time.sleep(min(0.1, longest_silence_s / 10))
 

@@ -16,7 +16,7 @@ from itertools import count
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import FileStore, HashStore, Store
+from torch._C._distributed_c10d import FileStore, HashStore, Store
 from torch.distributed.distributed_c10d import _get_default_store
 
 from yaoki.errors import PeerLostError, UsageError

@@ -37,7 +37,8 @@ class EngineConfig(Section):
     """How completions are sampled."""
 
     type: Literal["transformers", "vllm"] = Field("transformers", json_schema_extra=STATE)
-    """Which engine generates. vLLM is installed separately, and does not promise the same bits."""
+    """Which engine generates. vLLM is installed separately, and does not promise the same bits; its updates
+    of weights in place, on GPUs, are experimental."""
     batch_size: Positive = 128
     """Completions generated together: the fixed micro-batch of rollouts. Its size changes the last bits."""
     max_new_tokens: Positive = 8000
@@ -51,7 +52,7 @@ class EngineConfig(Section):
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1, json_schema_extra=FREE)
     """Share of each GPU's memory that vLLM may take, for weights, keys and values (vllm on GPUs only)."""
     tensor_parallel: Positive = Field(1, json_schema_extra=FREE)
-    """Neighbouring workers that share one vLLM engine, each with a slice of the weights: for a policy that is
+    """Neighbouring workers that share one vLLM engine, each with a slice of the weights, for a policy that is
     too large for one device. Must divide the number of workers (vllm only)."""
 
     @property

@@ -29,13 +29,13 @@ class RunConfig(Section):
     """Use deterministic algorithms only; needed for the grade exact."""
     max_seconds: float = Field(0.0, ge=0, json_schema_extra=FREE)
     """Wall-time budget of one attempt, in seconds: before it is used up, the state is saved and the process
-    gone, with exit code 75. 0 means none."""
+    exits with code 75. 0 means none."""
     min_free_gb: float = Field(1.0, ge=0, json_schema_extra=FREE)
     """Stop, resumable, when the disk of the run directory has less free space than this, in 10^9 bytes."""
     peer_timeout_s: float = Field(600.0, gt=0, json_schema_extra=FREE)
-    """With several workers: how long one waits for another that neither answers nor is known to be gone. One
-    that is known to be gone is an error at once. Must be longer than the workers differ in generating. While
-    the first one loads a model or fetches a run, the others wait as long as it takes."""
+    """Timeout for an unresponsive worker, in seconds. A worker that is known to be lost is an error at once.
+    Must be longer than the workers differ in generating. While rank 0 loads a model or fetches a run, the
+    others wait as long as it takes."""
     storage: str = Field("", json_schema_extra=FREE)
     """An fsspec URL such as `s3://bucket/runs/my-run` that the run is copied to while it goes on, and from
     which it is fetched where its directory is missing. Credentials come from the environment. Empty means
@@ -43,7 +43,7 @@ class RunConfig(Section):
     storage_every_s: float = Field(5.0, gt=0, json_schema_extra=FREE)
     """How often the copy at `run.storage` is brought up to date, in seconds."""
     show_samples_every: Count = Field(20, json_schema_extra=FREE)
-    """Print sample completions every so many steps; 0 means never."""
+    """Steps between sample completions on the console; 0 means never."""
 
 
 class TrainConfig(Section):
@@ -62,18 +62,18 @@ class TrainConfig(Section):
     freeze_policy_steps: Count = 0
     """Critic warm-up: train only the critic for so many steps (algorithms with a critic only)."""
     offload: bool = Field(False, json_schema_extra=FREE)
-    """Keep weights and moments, and the reference, in host memory while completions are sampled, for a device
+    """Offload weights, moments and the reference to host memory while completions are sampled, for a device
     that is too small for both. Costs two copies a step; the same bits."""
     micro_batch_tokens: Positive = 16384
     """Token budget (padding included) of one forward/backward. Changes memory and rounding only."""
     on_nonfinite: Literal["stop", "skip"] = Field("stop", json_schema_extra=FREE)
-    """A loss or a gradient that is not finite: stop with an error and never save that step, or leave that
-    optimizer step out, count it and go on."""
+    """A loss or a gradient that is not finite: stop with an error and never save that step, or skip that
+    optimizer step, count it and continue."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What forward and backward passes compute in. Weights, moments and sums of gradients stay float32."""
     activation_checkpointing: bool = Field(False, json_schema_extra=FREE)
-    """Compute the activations of each layer again in the backward pass instead of keeping them: less memory,
-    about a third more time, the same bits."""
+    """Recompute the activations of each layer in the backward pass: less memory, about a third more time, the
+    same bits."""
 
 
 class DataConfig(Section):
@@ -90,7 +90,7 @@ class DataConfig(Section):
     answer_column: str = Field("answer", min_length=1, json_schema_extra=FREE)
     """Column of the reference answer in JSONL and Parquet files."""
     on_bad_row: Literal["error", "skip"] = Field("error", json_schema_extra=FREE)
-    """What a row that cannot be read does: stop before training, or be skipped and counted."""
+    """On a row that cannot be read: stop before training, or skip and count it."""
     family: Literal["", "arithmetic", "countdown"] = Field("", json_schema_extra=STATE)
     """Generated task family, instead of files."""
     tasks_per_epoch: Positive = Field(4096, json_schema_extra=STATE)
@@ -131,11 +131,11 @@ class EvalConfig(Section):
     """Held-out accuracy during training."""
 
     every_steps: Count = Field(10, json_schema_extra=STATE)
-    """Evaluate after every so many steps, and before the first; 0 means never."""
+    """Steps between evaluations, which begin before the first step; 0 means never."""
     files: tuple[Path, ...] = Field((), json_schema_extra=FREE)
     """Evaluation files; a generated family brings its own held-out tasks."""
     num_tasks: Positive = Field(256, json_schema_extra=STATE)
-    """At most so many tasks, from the front."""
+    """Largest number of tasks, from the front."""
     num_samples: Positive = Field(1, json_schema_extra=STATE)
     """Completions per task; accuracy is their mean (pass@1)."""
 
@@ -144,40 +144,41 @@ class CheckpointConfig(Section):
     """When checkpoints are written and which are kept."""
 
     every_steps: Count = Field(10, json_schema_extra=FREE)
-    """Save after every so many steps, and at the end; 0 means only at the end or on a stop."""
+    """Steps between checkpoints; one more is saved at the end, and on a stop. 0 means only these."""
     keep_last: Positive = Field(2, json_schema_extra=FREE)
     """Newest checkpoints to keep."""
     keep_every: Count = Field(0, json_schema_extra=FREE)
     """Also keep every checkpoint whose step is a multiple of this; 0 means none."""
     keep_best: Count = Field(0, json_schema_extra=FREE)
-    """Also keep so many of the best by held-out accuracy."""
+    """Also keep this many of the best by held-out accuracy."""
     on_overrun: Literal["wait", "copy"] = Field("wait", json_schema_extra=FREE)
-    """The next update is due while a checkpoint is still being written: wait for the writer, or copy what is
-    left to write into memory."""
+    """If the next update is due while a checkpoint is still being written: wait for the writer, or copy the
+    unwritten rest into memory."""
     copy_memory_gb: float = Field(8.0, gt=0, json_schema_extra=FREE)
-    """At most so much memory for such copies, in 10^9 bytes; for more than that, wait."""
+    """Largest memory for such copies, in 10^9 bytes; beyond it, wait."""
 
 
 class JournalConfig(Section):
     """The write-ahead log of rollouts: what was sampled is on disk before it is trained on."""
 
     enabled: bool = Field(True, json_schema_extra=FREE)
-    """Write rollouts to disk as they are finished; without it a resume samples the steps after the
-    checkpoint again."""
+    """Write rollouts to disk as they finish; without it a resume samples the steps after the checkpoint
+    again."""
     flush_seconds: float = Field(5.0, ge=0, json_schema_extra=FREE)
-    """A finished micro-batch is written after so many seconds at the latest."""
+    """Longest time that a finished micro-batch waits before it is written, in seconds."""
     flush_rollouts: Positive = Field(64, json_schema_extra=FREE)
-    """As many finished rollouts as this are written at once."""
+    """Number of waiting rollouts that are written at once."""
     keep: str = Field("needed", pattern="^(needed|all|every [1-9][0-9]*)$", json_schema_extra=FREE)
     """`needed` keeps what a resume from a retained checkpoint may need; `all` keeps every step as a data set;
     `every N` keeps those of steps that are a multiple of N."""
 
 
 class ResumeConfig(Section):
-    """What a resume does when it meets trouble."""
+    """How a resume handles contradictions."""
 
     on_divergence: Literal["stop", "warn"] = Field("stop", json_schema_extra=FREE)
-    """A step that was trained before comes out with other bits: stop with an error, or say so and go on."""
+    """If a step that was trained before comes out with other bits: stop with an error, or warn and
+    continue."""
 
 
 class Config(Section):

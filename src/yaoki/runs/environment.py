@@ -1,4 +1,7 @@
-"""What the bits of a run depend on besides its config: versions, processor, threads. No torch in here."""
+"""The environment that the bits of a run depend on besides its config: versions, processor, threads.
+
+Small because the facts that need torch are in train/device.py.
+"""
 
 import hashlib
 import json
@@ -12,11 +15,11 @@ Environment = dict[str, bool | int | float | str | None]
 
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "jinja2", "math-verify", "sympy")
-"""What weights, tokens, prompts and verdicts come out of."""
+"""Libraries that compute weights, tokens, prompts and verdicts."""
 
 
 def software() -> Environment:
-    """The facts that need no torch to know."""
+    """The facts that are known without torch."""
     libraries: Environment = {name: _version(name) for name in _LIBRARIES}
     return {"python": platform.python_version(), "machine": platform.machine(), **libraries}
 
@@ -53,7 +56,7 @@ def cpu_name() -> str:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In words, what is another now, of the facts that both know."""
+    """Messages about the facts that differ, of those that both have."""
     return [
         f"{name} was {saved[name]!r}, is {value!r}"
         for name, value in now.items()

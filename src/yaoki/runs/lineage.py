@@ -1,7 +1,7 @@
-"""Where a forked run comes from, and what it may do otherwise than its parent. No torch in here.
+"""The parent of a forked run, and the settings in which a fork may differ from it.
 
-A fork owns a checkpoint that its parent wrote: the one place where a run goes on from a state that was made
-with another config. Every later checkpoint is the fork's own and is held to the fork's config.
+A fork's first checkpoint was written by its parent: the one case in which a run continues from a state that
+was made with another config. Every later checkpoint is the fork's own and is compared with the fork's config.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _TASKS = (
     "data.template",
     "data.max_prompt_tokens",
 )
-"""Settings on which it depends which task is at which place of an epoch."""
+"""Settings that decide which task is at which position of an epoch."""
 
 _FIXED = {
     "algorithm.name": "policy and critic are trained together, or there is no critic",
@@ -34,7 +34,7 @@ _FIXED = {
     "critic.init_from": "the weights come from the checkpoint",
     "engine.type": "rollouts of another engine have other bits",
 }
-"""What no fork can change, and why not."""
+"""Settings that no fork can change, and why not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +44,36 @@ class Parent:
     run_id: str
     path: str
     step: int
-    """Of the checkpoint that was taken over."""
+    """Step of the checkpoint that was adopted."""
     config_digest: str
     dataset_digest: str
     changes: tuple[str, ...]
-    """Settings with which the fork takes another path than its parent."""
+    """Settings with which the fork's trajectory differs from its parent's."""
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Parent":
-        """From what `dataclasses.asdict` gave and a file held."""
+        """From the JSON of `dataclasses.asdict`."""
         return cls(**{**saved, "changes": tuple(saved["changes"])})
 
     @property
     def begins_epoch(self) -> bool:
-        """The places of the current epoch hold other tasks now, so the fork begins with the next epoch."""
+        """Whether the fork begins with the next epoch, because the current one has other tasks or another
+        order."""
         return any(change in _TASKS for change in self.changes)
 
     @property
     def has_other_data(self) -> bool:
-        """Tasks to train on or to evaluate on are meant to differ."""
+        """Whether tasks to train on or to evaluate on differ on purpose."""
         return self.begins_epoch or any(change.startswith("eval.") for change in self.changes)
 
     def is_source_of(self, manifest: Manifest) -> bool:
-        """Whether this is the checkpoint that the fork took over, and not one of its own."""
+        """Whether this is the checkpoint that the fork adopted, and not one of its own."""
         theirs = (self.run_id, self.step, self.config_digest, self.dataset_digest)
         return theirs == (manifest.run_id, manifest.step, manifest.config_digest, manifest.dataset_digest)
 
 
 def changes_of_path(before: Config, after: Config) -> tuple[str, ...]:
-    """The settings with which a fork takes another path than its parent.
+    """The settings with which a fork's trajectory differs from its parent's.
 
     RefusedError for those that the saved state does not fit.
     """

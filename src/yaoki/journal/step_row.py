@@ -67,11 +67,12 @@ class StepRow(_Record):
     truncated: float
     """Share of completions that were cut off by engine.max_new_tokens, which score 0."""
     has_format: float
-    """Share of completions with an answer in the expected form."""
+    """Share of completions of exactly the asked form: thoughts, `</think>`, one answer block with an
+    answer."""
     repetition: float
     """Mean share of 4-grams of tokens that occurred earlier in the same completion, in [0, 1)."""
     reflection_words: float
-    """Mean number of words such as "wait" and "recheck" per completion."""
+    """Mean number per completion of the words wait, recheck, retry, alternatively and however."""
     verifier_timeouts: int
     """Answers on which the verifier ran into its time limit; they score 0."""
     verifier_errors: int
@@ -80,11 +81,12 @@ class StepRow(_Record):
     """Mean absolute difference between the learner's and the engine's log-probability of a sampled token, in
     nats."""
     logprob_gap_max: float
-    """The largest of these differences."""
+    """The largest of these differences: rounding, unless something is wrong."""
     value: float | None = None
     """Mean of the critic's values before the update."""
     explained_variance: float | None = None
-    """1 - Var(returns - values) / Var(returns) before the update: 1 is a perfect critic, 0 one of no use."""
+    """1 - Var(returns - values) / Var(returns) before the update: 1 perfect, 0 useless, negative
+    worse than a constant."""
     policy_loss: float | None = None
     """Loss of the policy, averaged over its optimizer steps."""
     policy_entropy: float | None = None
@@ -92,7 +94,8 @@ class StepRow(_Record):
     policy_clip_fraction: float | None = None
     """Share of tokens on which the clip stopped the gradient."""
     policy_approx_kl: float | None = None
-    """Mean over tokens of KL(old policy || policy) during the update (k3 estimate), in nats."""
+    """Mean over tokens of KL(old policy || policy) at the time of each optimizer step (k3 estimate), in nats;
+    about 0 with one optimizer step per batch."""
     policy_grad_norm: float | None = None
     """Norm of the policy's gradient before clipping."""
     policy_lr: float | None = None
@@ -106,7 +109,7 @@ class StepRow(_Record):
     policy_version: int
     """Number of updates that the policy which sampled the rollouts had seen."""
     skipped_steps: int
-    """Optimizer steps skipped because a loss or a gradient was not finite (train.on_nonfinite=skip)."""
+    """Optimizer steps skipped because a loss or a gradient was not finite (`train.on_nonfinite = "skip"`)."""
     kl_coef: float
     """Weight of the KL term in this step."""
     epoch: int

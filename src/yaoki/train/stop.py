@@ -64,9 +64,7 @@ class StopSignal:
         if self._received is None and self._max_seconds and self._has_progressed:
             margin_s = min(self._longest_gap_s + self._longest_save_s, _LARGEST_MARGIN * self._max_seconds)
             if time.monotonic() - self._started_s > self._max_seconds - margin_s:
-                return (
-                    f"{margin_s:.3g} s of the time budget of {self._max_seconds:g} s are left"
-                )
+                return f"{margin_s:.3g} s of the time budget of {self._max_seconds:g} s are left"
         return self._received
 
     def saved(self, duration_s: float) -> None:

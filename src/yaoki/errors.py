@@ -6,6 +6,7 @@ nothing of the parts that raise them.
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -40,9 +41,22 @@ class DataError(RefusedError):
 
 
 class CorruptCheckpointError(YaokiError):
-    """Checkpoints exist, but none of those that were asked for can be restored."""
+    """A checkpoint, or another file that a run needs, is missing or damaged."""
 
     exit_code = 4
+
+    def __init__(self, reason: str, *, path: Path | str | None = None, hint: str | None = None) -> None:
+        """`path` is the file or directory at fault, or the URL of its copy."""
+        super().__init__(reason if path is None else f"{path}: {reason}", hint=hint)
+        self.reason = reason
+        self.path = path
+
+    def below(self, directory: Path) -> str:
+        """The message with the path relative to `directory`, for text that names the directory itself."""
+        if self.path is None or not Path(self.path).is_relative_to(directory):
+            return self.message
+        place = Path(self.path).relative_to(directory)
+        return self.reason if place == Path() else f"{place}: {self.reason}"
 
 
 class NothingThereError(YaokiError):

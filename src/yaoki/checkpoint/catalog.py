@@ -11,7 +11,15 @@ from pathlib import Path
 
 from yaoki import fs
 from yaoki.checkpoint.head import read_head
-from yaoki.checkpoint.layout import MANIFEST, Candidate, Kind, directory_name, parse_directory, plain_child
+from yaoki.checkpoint.layout import (
+    MANIFEST,
+    UNFINISHED_REASON,
+    Candidate,
+    Kind,
+    directory_name,
+    parse_directory,
+    plain_child,
+)
 from yaoki.checkpoint.manifest import Manifest
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Decision, Entry, Policy, Standing, decide
@@ -35,11 +43,6 @@ class Refusal:
     path: Path
     reason: str
     """Which file, and what is wrong with it."""
-
-    @classmethod
-    def because(cls, path: Path, error: CorruptCheckpointError) -> "Refusal":
-        """With the error's message, which need not name the directory again."""
-        return cls(path, error.message.replace(f"{path}/", "").replace(f"{path}: ", ""))
 
     def __str__(self) -> str:
         return f"{self.path.name}: {self.reason}"
@@ -97,12 +100,12 @@ class Catalog:
                 refusals.append(known[candidate.path])
                 continue
             if candidate.kind is Kind.UNFINISHED:
-                refusals.append(Refusal(candidate.path, candidate.explanation))
+                refusals.append(Refusal(candidate.path, f"unfinished: {UNFINISHED_REASON}"))
                 continue
             try:
                 manifest = check(candidate.path)
             except CorruptCheckpointError as error:
-                refusals.append(Refusal.because(candidate.path, error))
+                refusals.append(Refusal(candidate.path, error.below(candidate.path)))
             else:
                 return Choice(ValidCheckpoint(candidate.path, manifest), tuple(refusals))
         return Choice(None, tuple(refusals))

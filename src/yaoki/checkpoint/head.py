@@ -49,11 +49,11 @@ def read_head(directory: Path) -> ManifestHead:
             size_bytes=sum(int(file["size_bytes"]) for file in content["files"]),
         )
     except FileNotFoundError as error:
-        raise CorruptCheckpointError(f"{path}: missing") from error
+        raise CorruptCheckpointError("missing", path=path) from error
     except OSError as error:
-        raise CorruptCheckpointError(f"{path}: unreadable: {error.strerror}") from error
+        raise CorruptCheckpointError(f"unreadable: {error.strerror}", path=path) from error
     except (ValueError, TypeError, KeyError) as error:
-        raise CorruptCheckpointError(f"{path}: not a manifest: {error!r}") from error
+        raise CorruptCheckpointError(f"not a manifest: {error!r}", path=path) from error
 
 
 def _first_bytes(path: Path) -> bytes:

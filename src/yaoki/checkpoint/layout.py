@@ -16,6 +16,7 @@ from yaoki.errors import CorruptCheckpointError
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+UNFINISHED_REASON = "it is being written, or its writer died before the commit"
 
 _DIRECTORY = re.compile(r"step-([0-9]{8,18})(?:(\.tmp)|\.replaced-([1-9][0-9]{0,8}))?", re.ASCII)
 _PART_FILE = re.compile(r".*-([0-9]{5,9})-of-[0-9]{5,9}\.safetensors", re.ASCII)
@@ -39,17 +40,6 @@ class Candidate:
     kind: Kind
     generation: int = 0
     """Of a replaced one: 1 was moved aside first."""
-
-    @property
-    def explanation(self) -> str:
-        """One sentence for people: what this directory is."""
-        match self.kind:
-            case Kind.COMMITTED:
-                return "committed"
-            case Kind.UNFINISHED:
-                return "unfinished: it is being written, or its writer died before the commit"
-            case Kind.REPLACED:
-                return "moved aside when its step was saved again"
 
 
 def directory_name(step: int) -> str:
@@ -102,5 +92,5 @@ def plain_child(directory: Path, name: str) -> Path:
         CorruptCheckpointError: the name holds a separator, is `..`, or is not plain in another way.
     """
     if not is_plain_name(name):
-        raise CorruptCheckpointError(f"{directory}: {name!r} is not a plain file name")
+        raise CorruptCheckpointError(f"{name!r} is not a plain file name", path=directory)
     return directory / name

@@ -179,7 +179,7 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
         manifest = decode(Manifest, content, "manifest")
         _check(manifest)
     except FormatError as error:
-        raise CorruptCheckpointError(f"{path}: {error}") from error
+        raise CorruptCheckpointError(str(error), path=path) from error
     return manifest
 
 

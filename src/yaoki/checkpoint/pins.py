@@ -75,7 +75,8 @@ class Pins:
 
     def _corrupt(self, problem: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(
-            f"{self._path}: {problem}",
+            problem,
+            path=self._path,
             hint="nothing is removed while it is unknown what is pinned: repair the file, or remove it and "
             "pin again",
         )

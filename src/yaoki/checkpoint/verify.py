@@ -48,12 +48,14 @@ def read_manifest(directory: Path) -> Manifest:
     """
     candidate = parse_directory(directory)
     if candidate is None or candidate.kind is Kind.UNFINISHED:
-        raise CorruptCheckpointError(f"{directory}: not the name of a committed checkpoint")
+        raise CorruptCheckpointError("not the name of a committed checkpoint", path=directory)
     require_directory(directory)
     path = directory / MANIFEST
     manifest = parse_manifest(read_small(path), str(path))
     if manifest.step != candidate.step:
-        raise CorruptCheckpointError(f"{path}: it is of step {manifest.step}, not of step {candidate.step}")
+        raise CorruptCheckpointError(
+            f"it is of step {manifest.step}, not of step {candidate.step}", path=path
+        )
     return manifest
 
 
@@ -76,7 +78,7 @@ def read_back(
     """
     path = directory / MANIFEST
     if read_small(path) != manifest:
-        raise CorruptCheckpointError(f"{path}: it does not hold what was written to it")
+        raise CorruptCheckpointError("it does not hold what was written to it", path=path)
     _check_digests(directory, files, blocks, poll)
 
 
@@ -100,9 +102,9 @@ def require_directory(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
     except OSError as error:
-        raise CorruptCheckpointError(f"{path}: {_reason(error)}") from error
+        raise CorruptCheckpointError(_reason(error), path=path) from error
     if not stat.S_ISDIR(mode):
-        raise CorruptCheckpointError(f"{path}: {_file_type(mode)}, expected a directory")
+        raise CorruptCheckpointError(f"{_file_type(mode)}, expected a directory", path=path)
 
 
 def read_small(path: Path) -> bytes:
@@ -115,12 +117,12 @@ def read_small(path: Path) -> bytes:
         size_bytes = os.fstat(file.fileno()).st_size
         if size_bytes > _MAX_BYTES_IN_MEMORY:
             raise CorruptCheckpointError(
-                f"{path}: it has {size_bytes} bytes, which is far too many for what it is"
+                f"it has {size_bytes} bytes, at most {_MAX_BYTES_IN_MEMORY} are expected", path=path
             )
         try:
             return file.read(_MAX_BYTES_IN_MEMORY)
         except OSError as error:
-            raise CorruptCheckpointError(f"{path}: {_reason(error)}") from error
+            raise CorruptCheckpointError(_reason(error), path=path) from error
 
 
 def read_small_checked(path: Path, expected: FileEntry) -> bytes:
@@ -169,7 +171,7 @@ def read_checked(
                     digests.update(view)
                     take(begin, view)
         except OSError as error:
-            raise CorruptCheckpointError(f"{path}: {_reason(error)}") from error
+            raise CorruptCheckpointError(_reason(error), path=path) from error
     require_digests(path, digests.hexdigests(), expected, spans)
 
 
@@ -206,10 +208,11 @@ def require_digests(
         if is_now != expected.digests(chunk, 1):
             end = min(expected.size_bytes, (chunk + 1) * size)
             raise CorruptCheckpointError(
-                f"{place}: the xxh3-128 digest of its bytes {chunk * size} to {end} is "
-                f"{is_now or 'missing'}, not {expected.digests(chunk, 1)}"
+                f"the xxh3-128 digest of its bytes {chunk * size} to {end} is {is_now or 'missing'}, "
+                f"not {expected.digests(chunk, 1)}",
+                path=place,
             )
-    raise CorruptCheckpointError(f"{place}: it has more than its {expected.size_bytes} bytes")
+    raise CorruptCheckpointError(f"it has more than its {expected.size_bytes} bytes", path=place)
 
 
 def _all_of(file: FileEntry) -> list[tuple[int, int]]:
@@ -220,7 +223,7 @@ def _require_size(path: Path, file: FileIO, expected: FileEntry) -> None:
     size_bytes = os.fstat(file.fileno()).st_size
     if size_bytes != expected.size_bytes:
         raise CorruptCheckpointError(
-            f"{path}: it has {size_bytes} bytes, the manifest says {expected.size_bytes}"
+            f"it has {size_bytes} bytes, the manifest says {expected.size_bytes}", path=path
         )
 
 
@@ -229,10 +232,10 @@ def open_regular(path: Path) -> FileIO:
     try:
         mode = path.lstat().st_mode
         if not stat.S_ISREG(mode):
-            raise CorruptCheckpointError(f"{path}: {_file_type(mode)}, expected a regular file")
+            raise CorruptCheckpointError(f"{_file_type(mode)}, expected a regular file", path=path)
         return FileIO(path, "rb", opener=_open_no_follow)
     except OSError as error:
-        raise CorruptCheckpointError(f"{path}: {_reason(error)}") from error
+        raise CorruptCheckpointError(_reason(error), path=path) from error
 
 
 def _open_no_follow(path: str, flags: int) -> int:

@@ -14,7 +14,7 @@ import xxhash
 
 from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
 from yaoki.checkpoint.head import read_head
-from yaoki.checkpoint.layout import STATE, Candidate, Kind, directory_name
+from yaoki.checkpoint.layout import STATE, UNFINISHED_REASON, Candidate, Kind, directory_name
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.verify import verify
@@ -36,7 +36,7 @@ def list_checkpoints(directory: RunDirectory, rows: Sequence[StepRow]) -> list[d
     for candidate in catalog.candidates():
         entry = _shown(candidate)
         if candidate.kind is Kind.UNFINISHED:
-            entry["problem"] = candidate.explanation.removeprefix("unfinished: ")
+            entry["problem"] = UNFINISHED_REASON
         else:
             entry["held_out_accuracy"] = accuracies.get(candidate.step)
             entry["pins"] = list(pins.get(candidate.step, ()))
@@ -58,7 +58,7 @@ def rows_of(directory: RunDirectory, checkpoint: ValidCheckpoint) -> bytes:
             case _:
                 raise FormatError("it does not say where its metrics end")
     except FormatError as error:
-        raise CorruptCheckpointError(f"{path}: {error}") from error
+        raise CorruptCheckpointError(str(error), path=path) from error
     rows = directory.metrics_path.read_bytes()[:num_bytes]
     if xxhash.xxh3_128_hexdigest(rows) != digest:
         raise CorruptCheckpointError(
@@ -91,7 +91,7 @@ def verify_checkpoints(directory: RunDirectory, at: int | None = None) -> Iterat
         try:
             size_bytes = verify(candidate.path).size_bytes
         except CorruptCheckpointError as error:
-            problem = error.message.removeprefix(f"{candidate.path}/")
+            problem = error.below(candidate.path)
         yield {**_shown(candidate), "problem": problem, "size_bytes": size_bytes}
 
 
@@ -161,8 +161,7 @@ def _head(candidate: Candidate, now_s: float) -> dict[str, Any]:
     try:
         head = read_head(candidate.path)
     except CorruptCheckpointError as error:
-        problem = error.message.removeprefix(f"{candidate.path}/")
-        return {"state": "unreadable", "problem": problem}
+        return {"state": "unreadable", "problem": error.below(candidate.path)}
     return {
         "size_bytes": head.size_bytes,
         "created_unix_s": head.created_unix_s,

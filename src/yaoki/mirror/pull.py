@@ -120,7 +120,7 @@ class _Fetch:
         data = self._remote.read(layout.manifest_name(step))
         manifest = parse_manifest(data or b"", url)
         if manifest.step != step:
-            raise CorruptCheckpointError(f"{url}: it is of step {manifest.step}")
+            raise CorruptCheckpointError(f"it is of step {manifest.step}", path=url)
         folder = layout.checkpoint_folder(step)
         for file in manifest.files:
             self._checked(f"{folder}/{file.name}", file)
@@ -146,7 +146,7 @@ class _Fetch:
         url = f"{self._remote.url}/{name}"
         if self._there.get(name) != expected.size_bytes:
             found = self._there.get(name, "no")
-            raise CorruptCheckpointError(f"{url}: it has {found} bytes, not {expected.size_bytes}")
+            raise CorruptCheckpointError(f"it has {found} bytes, not {expected.size_bytes}", path=url)
         fs.make_directory(target.parent)
         fs.remove_file(target)
         digests = ChunkDigester(expected.chunk_bytes)

@@ -73,6 +73,9 @@ def _report(failure: Exception) -> JSON:
     hint = failure.hint if isinstance(failure, YaokiError) else None
     kinds = (Cancelled, StopRequested, CorruptCheckpointError)
     kind = next((kind.__name__ for kind in kinds if isinstance(failure, kind)), None)
+    if isinstance(failure, CorruptCheckpointError):
+        path = None if failure.path is None else str(failure.path)
+        return {"kind": kind, "message": failure.reason, "path": path, "hint": hint}
     return {"kind": kind, "message": message, "hint": hint}
 
 
@@ -80,9 +83,10 @@ def _error(rank: int, report: JSON) -> Exception:
     match report:
         case {"kind": "StopRequested", "message": str(reason)}:
             return StopRequested(reason)
-        case {"kind": "CorruptCheckpointError" | None as kind, "message": str(message), "hint": hint}:
-            error = PeerLostError if kind is None else CorruptCheckpointError
-            return error(f"worker {rank}: {message}", hint=hint if isinstance(hint, str) else None)
+        case {"kind": None, "message": str(message), "hint": str() | None as hint}:
+            return PeerLostError(f"worker {rank}: {message}", hint=hint)
+        case {"message": str(reason), "path": str() | None as path, "hint": str() | None as hint}:
+            return CorruptCheckpointError(f"worker {rank}: {reason}", path=path, hint=hint)
     return Cancelled()
 
 

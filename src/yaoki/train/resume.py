@@ -67,7 +67,7 @@ def restore(checkpoint: ValidCheckpoint, state: RunState, parent: Parent | None,
     try:
         loaded = read_into(checkpoint.path, manifest, live, ranks=state.world.loop)
     except CorruptCheckpointError as error:
-        raise DamagedCheckpoint(Refusal.because(checkpoint.path, error)) from error
+        raise DamagedCheckpoint(Refusal(checkpoint.path, error.below(checkpoint.path))) from error
     parts = dict(loaded.parts)
     if parent is not None and parent.is_source_of(checkpoint.manifest) and parent.begins_epoch:
         match parts["data"].json:

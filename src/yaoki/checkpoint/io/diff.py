@@ -89,7 +89,7 @@ class _Side:
                 self._open[shard.file] = self._stack.enter_context(file)
             found: torch.Tensor = self._open[shard.file].get_tensor(entry.name)
         except (safetensors.SafetensorError, OSError) as error:
-            raise CorruptCheckpointError(f"{path}: not readable as safetensors: {error}") from error
+            raise CorruptCheckpointError(f"not readable as safetensors: {error}", path=path) from error
         return found
 
     def state(self) -> dict[str, JSON]:
@@ -103,7 +103,7 @@ class _Side:
                 case _:
                     raise FormatError("not of the form that a checkpoint's state has")
         except (FormatError, OSError) as error:
-            raise CorruptCheckpointError(f"{path}: {error}") from error
+            raise CorruptCheckpointError(str(error), path=path) from error
 
 
 @dataclass

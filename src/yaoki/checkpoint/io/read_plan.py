@@ -115,7 +115,7 @@ class Scatter:
         expected = self._header[begin:end]
         if view[: len(expected)] != expected:
             raise CorruptCheckpointError(
-                f"{self._path}: its header does not describe the tensors that the manifest lists"
+                "its header does not describe the tensors that the manifest lists", path=self._path
             )
         while self._next < len(self._pieces):
             piece = self._pieces[self._next]

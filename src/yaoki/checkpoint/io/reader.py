@@ -190,8 +190,8 @@ def _read_state(directory: Path, manifest: Manifest, rank: int) -> dict[str, JSO
         if not isinstance(of_rank, dict):
             raise FormatError("not of the form that a checkpoint's state has")
     except FormatError as error:
-        raise CorruptCheckpointError(f"{path}: {error}") from error
+        raise CorruptCheckpointError(str(error), path=path) from error
     values = {**shared, **of_rank}
     if sorted(values) != sorted(part.name for part in manifest.parts if part.has_json):
-        raise CorruptCheckpointError(f"{path}: it does not hold the parts that the manifest lists")
+        raise CorruptCheckpointError("it does not hold the parts that the manifest lists", path=path)
     return values

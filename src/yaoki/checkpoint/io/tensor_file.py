@@ -95,7 +95,7 @@ def tensor_files(directory: Path, manifest: Manifest, parts: Sequence[str]) -> l
             by_file.setdefault(shard.file, []).append((tensor, shard))
     for file in manifest.files:
         if file.name != STATE and file.name not in by_file:
-            raise CorruptCheckpointError(f"{plain_child(directory, file.name)}: no tensor lies in it")
+            raise CorruptCheckpointError("no tensor lies in it", path=plain_child(directory, file.name))
     found = []
     for part in parts:
         for file in manifest.files:
@@ -112,11 +112,11 @@ def _tensor_file(
     first_rows = {}
     for tensor, shard in shards:
         if tensor.dtype not in dtypes:
-            raise CorruptCheckpointError(f"{path}: {tensor.name} has the unknown dtype {tensor.dtype!r}")
+            raise CorruptCheckpointError(f"{tensor.name} has the unknown dtype {tensor.dtype!r}", path=path)
         if tensor.rank not in (None, file_rank(file.name)):
-            raise CorruptCheckpointError(f"{path}: {tensor.name} belongs to rank {tensor.rank}")
+            raise CorruptCheckpointError(f"{tensor.name} belongs to rank {tensor.rank}", path=path)
         if shard.shape[1:] != tensor.global_shape[1:] or tensor.name in first_rows:
-            raise CorruptCheckpointError(f"{path}: {tensor.name} is not stored by rows")
+            raise CorruptCheckpointError(f"{tensor.name} is not stored by rows", path=path)
         first_rows[tensor.name] = shard.offsets[0] if shard.offsets else 0
     order = in_file_order(
         StoredTensor(tensor.name, dtypes[tensor.dtype], shard.shape) for tensor, shard in shards
@@ -128,8 +128,9 @@ def _tensor_file(
         end += stored.num_bytes
     if end != file.size_bytes:
         raise CorruptCheckpointError(
-            f"{path}: the tensors that the manifest lists need {end} bytes, "
-            f"it also says that the file has {file.size_bytes}"
+            f"the tensors that the manifest lists need {end} bytes, "
+            f"it also says that the file has {file.size_bytes}",
+            path=path,
         )
     check_size(path, file)
     return TensorFile(path, file, part, file_rank(file.name), shards[0][0].rank is not None, text, rows)

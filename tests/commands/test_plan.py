@@ -1,4 +1,4 @@
-"""What `plan` says, held against models on the meta device, real checkpoints, caches and saved tensors."""
+"""What `plan` says, compared with real models, checkpoints, caches and the tensors that autograd saves."""
 
 import json
 import math
@@ -12,20 +12,22 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import profile
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
+    GPT2Config,
     LlamaConfig,
-    MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
+    Qwen3MoeConfig,
+    T5GemmaConfig,
+    ViTConfig,
 )
 
 from tests.support.attempts import STEPS
 from yaoki.checkpoint.layout import directory_name
-from yaoki.commands.architecture import KNOWN, architecture_of
-from yaoki.commands.plan import Plan, plan_run, slab_columns
+from yaoki.commands.footprint import Plan
+from yaoki.commands.plan import plan_run, slab_columns
 from yaoki.config.load import load_config
 from yaoki.errors import NothingThereError, UsageError
 from yaoki.models.builtin import tiny_config, tiny_tokenizer
@@ -54,72 +56,6 @@ def plan_of(*overrides: str, num_workers: int = 1) -> Plan:
     return plan_run(config, num_workers=num_workers, disk_gb_per_s=2.0)
 
 
-def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def require_equal_to_transformers(folder: Path, config: PreTrainedConfig) -> None:
-    """Names, shapes and number of the parameters, for policy and critic."""
-    source = saved_config(folder, config)
-    found = architecture_of(source)
-    config.num_labels = 1
-    with torch.device("meta"):
-        policy = AutoModelForCausalLM.from_config(config)
-        critic = AutoModelForSequenceClassification.from_config(config)
-    assert found.policy() == shapes_of(policy)
-    assert found.critic() == shapes_of(critic)
-    plan = plan_of(f"policy.init_from={source}")
-    assert plan.policy.num_parameters == sum(p.numel() for p in policy.parameters())
-    assert plan.critic is not None
-    assert plan.critic.num_parameters == sum(p.numel() for p in critic.parameters())
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        Qwen2Config(**SMALL, tie_word_embeddings=True),
-        Qwen2Config(**SMALL, tie_word_embeddings=False),
-        Qwen3Config(**SMALL, head_dim=8),
-        Qwen3Config(**SMALL, attention_bias=True, tie_word_embeddings=True),
-        LlamaConfig(**SMALL),
-        LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True, head_dim=20),
-        MistralConfig(**SMALL, head_dim=16),
-    ],
-    ids=lambda config: config.model_type,
-)
-def test_the_weights_are_those_of_transformers(config: PreTrainedConfig, tmp_path: Path) -> None:
-    require_equal_to_transformers(tmp_path, config)
-
-
-@given(
-    layers=st.integers(1, 3),
-    heads=st.integers(1, 6),
-    half_dim=st.integers(1, 9),
-    inner=st.integers(1, 50),
-    vocab=st.integers(1, 200),
-    is_tied=st.booleans(),
-)
-def test_of_any_size(
-    layers: int,
-    heads: int,
-    half_dim: int,
-    inner: int,
-    vocab: int,
-    is_tied: bool,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    config = Qwen2Config(
-        vocab_size=vocab,
-        hidden_size=2 * half_dim * heads,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        intermediate_size=inner,
-        tie_word_embeddings=is_tied,
-    )
-    require_equal_to_transformers(tmp_path_factory.mktemp("model"), config)
-
-
 @pytest.mark.parametrize(
     ("name", "num_parameters"),
     [
@@ -134,33 +70,63 @@ def test_known_models_have_the_published_size(name: str, num_parameters: int) ->
 
 
 def test_the_built_in_model_is_known_as_it_is(tmp_path: Path) -> None:
-    real = architecture_of(saved_config(tmp_path, tiny_config(tiny_tokenizer())))
-    assert KNOWN["builtin:tiny"] == KNOWN["builtin:tiny-random"] == real
+    real = plan_of(f"policy.init_from={saved_config(tmp_path, tiny_config(tiny_tokenizer()))}")
+    for name in ("builtin:tiny", "builtin:tiny-random"):
+        known = plan_of(f"policy.init_from={name}", "data.files=[]", "data.family=arithmetic")
+        assert known.memory == real.memory
+        assert known.checkpoint_bytes == real.checkpoint_bytes
 
 
 def test_a_folder_comes_before_a_known_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved_config(tmp_path / "Qwen/Qwen2.5-0.5B", Qwen2Config(**SMALL))
     monkeypatch.chdir(tmp_path)
-    assert architecture_of("Qwen/Qwen2.5-0.5B").vocab_size == SMALL["vocab_size"]
+    assert plan_of("policy.init_from=Qwen/Qwen2.5-0.5B").policy.num_parameters < 100_000
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [0]}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=True),
+        LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True, head_dim=20),
+        Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=12),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_any_architecture_of_transformers(config: PreTrainedConfig, tmp_path: Path) -> None:
+    """Also one whose layers differ: two of the largest are gathered at once."""
+    plan = plan_of(f"policy.init_from={saved_config(tmp_path, config)}", num_workers=2)
+    model = AutoModelForCausalLM.from_config(config)
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
+    total = sum(p.numel() for p in model.parameters())
+    assert plan.policy.num_parameters == total
+    assert plan.critic is not None
+    assert (
+        plan.critic.num_parameters == sum(p.numel() for p in model.model.parameters()) + SMALL["hidden_size"]
+    )
+    assert plan.memory.gathered_bytes == 2 * 4 * (total - sum(sizes) + 2 * max(sizes))
 
 
 def test_models_that_cannot_be_planned(tmp_path: Path) -> None:
     with pytest.raises(NothingThereError, match="'Qwen/Unknown' is not known") as caught:
-        architecture_of("Qwen/Unknown")
+        plan_of("policy.init_from=Qwen/Unknown")
     assert "policy.init_from=FOLDER" in (caught.value.hint or "")
-    path = tmp_path / "config.json"
     good = Qwen2Config(**SMALL).to_dict()
-    for content, complaint in [
-        ("{", "cannot be read"),
-        ("[]", "not a JSON object"),
-        (json.dumps(good | {"model_type": "gpt2"}), "models of type 'gpt2'"),
-        (json.dumps(good | {"hidden_size": None}), "hidden_size is None"),
-        (json.dumps(good | {"num_hidden_layers": -1}), "num_hidden_layers is -1"),
-        (json.dumps(good | {"vocab_size": "90"}), "vocab_size is '90'"),
+    for content, error, complaint in [
+        ("{", NothingThereError, "not a valid JSON"),
+        ("[]", NothingThereError, "no usable model"),
+        (json.dumps(good | {"model_type": "nope"}), NothingThereError, "model type `nope`"),
+        (json.dumps(good | {"hidden_size": None}), NothingThereError, "'hidden_size' expected int"),
+        (json.dumps(good | {"num_attention_heads": 0}), UsageError, "num_attention_heads is 0"),
+        (json.dumps(GPT2Config().to_dict()), UsageError, "'gpt2' whose intermediate_size is None"),
+        (json.dumps(ViTConfig().to_dict()), UsageError, "'vit' whose vocab_size is None"),
+        (json.dumps(T5GemmaConfig().to_dict()), UsageError, "cannot be built"),
     ]:
-        path.write_text(content, "utf-8")
-        with pytest.raises(UsageError, match=complaint):
-            architecture_of(str(tmp_path))
+        (tmp_path / "config.json").write_text(content, "utf-8")
+        with pytest.raises(error, match=complaint):
+            plan_of(f"policy.init_from={tmp_path}")
 
 
 def test_a_checkpoint_is_as_large_as_it_is(finished: Path) -> None:
@@ -214,7 +180,7 @@ def test_vllm_holds_a_slice_in_what_is_computed_in_and_sleeps_while_training() -
     assert whole.pushing_bytes == whole.learner_bytes + whole.engine_weights_bytes
 
 
-def test_a_learner_that_rests_makes_room_for_the_engine() -> None:
+def test_a_learner_that_offloads_makes_room_for_the_engine() -> None:
     memory = plan_of(
         "policy.init_from=Qwen/Qwen2.5-0.5B", "train.offload=true", "train.precision=bfloat16"
     ).memory
@@ -229,7 +195,7 @@ def test_workers_that_cannot_share_engines() -> None:
     plan_of(*size, num_workers=4)
 
 
-def test_the_first_worker_reads_one_network_at_a_time() -> None:
+def test_rank_0_loads_one_network_at_a_time() -> None:
     size = "policy.init_from=Qwen/Qwen2.5-0.5B"
     assert plan_of(size, num_workers=8).start_host_bytes == 4 * 494_033_664
     assert plan_of(size, "algorithm.name=grpo").start_host_bytes == 4 * 494_032_768

@@ -36,8 +36,8 @@ ROOMS = {
     },
     "commands": {
         *("errors", "fs", "seeding", "types", "strict_json"),
-        *("config", "ranks", "rewards", "models", "rollout", "checkpoint", "checkpoint/io", "journal"),
-        *("runs", "train"),
+        *("config", "ranks", "rewards", "models", "rollout", "rollout/engines"),
+        *("checkpoint", "checkpoint/io", "journal", "runs", "train"),
     },
     "launch": {"errors", "ranks"},
     "cli": {"errors", "config", "journal", "mirror", "runs", "train", "commands", "launch", "checkpoint/io"}

@@ -8,7 +8,7 @@ import typer
 
 from yaoki.cli.options import JsonOption, WordsArgument, split_words
 from yaoki.cli.render import duration, size, table
-from yaoki.commands.plan import Memory, Network, Plan, plan_run
+from yaoki.commands.footprint import Memory, Network, Plan
 from yaoki.config.load import load_config
 from yaoki.config.schema import Config
 from yaoki.errors import UsageError
@@ -29,8 +29,10 @@ def plan(
     """What a run will take: parameters, memory of each worker, checkpoints, journal. Starts nothing."""
     recipe, overrides = split_words(words or [])
     if not words:
-        raise UsageError("plan what?", hint="give a recipe: yaoki plan recipes/orz_7b.toml --workers 8")
+        raise UsageError("no recipe given", hint="name one: yaoki plan recipes/orz_7b.toml --workers 8")
     config = load_config(recipe, overrides)
+    from yaoki.commands.plan import plan_run
+
     found = plan_run(config, num_workers=workers, disk_gb_per_s=disk_gb_per_s)
     if as_json:
         print(json.dumps(_as_json(found, gpu_gb), indent=2))

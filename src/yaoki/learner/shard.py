@@ -3,7 +3,7 @@
 On one rank a network stays unsharded, unless it computes in another precision than that of its weights.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from yaoki.config.schema import TrainConfig
-from yaoki.models.meta import materialize
+from yaoki.models.meta import decoder_layers, materialize
 from yaoki.ranks.world import World, peers_expected
 
 
@@ -39,7 +39,7 @@ def _fully_shard(model: PreTrainedModel, world: World, config: TrainConfig, devi
     # The critic calls its backbone and its head separately, so each is a root of its own.
     heads = [model.get_submodule("score")] if hasattr(model, "score") else []
     roots = [model.base_model, *heads] if heads else [model]
-    for module in [*_layers(model), *roots]:
+    for module in [*decoder_layers(model), *roots]:
         fully_shard(module, mesh=mesh, mp_policy=outside if module in roots else inside)
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
@@ -99,9 +99,3 @@ def full_tensor(tensor: Tensor) -> Tensor:
     assert isinstance(tensor, DTensor)
     with peers_expected():
         return tensor.full_tensor()
-
-
-def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
-    """The transformer blocks, which are gathered one at a time."""
-    names = set(model._no_split_modules or ())
-    yield from (module for module in model.modules() if type(module).__name__ in names)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -95,7 +96,7 @@ def load_or_explain(source: str, load: Callable[[], _Loaded]) -> _Loaded:
     try:
         with quiet(with_bars=not Path(source).is_dir()):
             return load()
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         what = "folder" if Path(source).exists() else "folder or hub name"
         raise NothingThereError(
             f"no usable model at {source!r}: {error}",

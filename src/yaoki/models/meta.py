@@ -6,7 +6,7 @@ Knows nothing of where weights come from, nor of how a model is spread.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -23,6 +23,12 @@ def on_meta(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
         setattr(model.get_submodule(module), own_name, torch.empty_like(buffer, device="cpu"))
     model.initialize_weights()  # of tensors on the meta device nothing is computed, nor drawn
     return model
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of a model, which FSDP shards and gathers one at a time."""
+    names = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def materialize(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -61,10 +61,15 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
     return cache
 
 
+def slab_capacity(num_columns: int) -> int:
+    """Columns of a new slab of which `num_columns` are in use at once."""
+    return num_columns + max(_LEAST_ROOM, num_columns // 2)
+
+
 def _with_room(columns: Tensor, num_columns: int) -> Tensor:
     """A slab that begins with `columns` `[B, s, heads, D]` and has room for `num_columns` and more."""
     batch, length, heads, width = columns.shape
-    capacity = num_columns + max(_LEAST_ROOM, num_columns // 2)
-    slab = torch.empty(batch, capacity, heads, width, dtype=columns.dtype, device=columns.device)
+    shape = (batch, slab_capacity(num_columns), heads, width)
+    slab = torch.empty(shape, dtype=columns.dtype, device=columns.device)
     slab[:, :length] = columns
     return slab

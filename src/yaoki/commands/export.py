@@ -19,13 +19,12 @@ from yaoki.models.huggingface import export_model, load_tokenizer
 from yaoki.models.policy import build_causal_lm, load_causal_lm
 from yaoki.ranks.world import alone
 from yaoki.rewards.pool import VerifierPool
-from yaoki.rollout.collect import Collector
 from yaoki.runs.directory import RunDirectory
 from yaoki.train.accuracy import Accuracy, accuracy
 from yaoki.train.console import Console
 from yaoki.train.dataset import Tasks
 from yaoki.train.device import choose_device
-from yaoki.train.engine import build_engine
+from yaoki.train.engine import build_collector, build_engine
 from yaoki.types import Rollout
 
 
@@ -82,18 +81,8 @@ def evaluate_model(source: Path, at: int | None, config: Config, console: Consol
     data = config.data
     verifier = VerifierPool(data.verifier, data.verifier_workers, data.verifier_time_limit_s)
     with verifier, console.work("evaluating") as advance:
-        collector = Collector(
-            engine=engine,
-            verifier=verifier,
-            journal=NullJournal(),
-            world=alone(),
-            ranks_per_engine=1,
-            run_seed=config.train.seed,
-            group_size=config.train.group_size,
-            num_eval_samples=config.eval.num_samples,
-            batch_size=config.engine.batch_size,
-            poll=lambda: None,  # nothing to save: a signal simply ends it
-        )
+        # Nothing to save, so there is no poll: a signal simply ends it.
+        collector = build_collector(config, engine, verifier, NullJournal(), alone(), lambda: None)
         rollouts = collector.evaluation(prompts, advance)
     return Evaluation(accuracy(rollouts), rollouts, step)
 

@@ -21,8 +21,6 @@ from yaoki.journal.segments import JournalIdentity
 from yaoki.learner.learner import Learner
 from yaoki.ranks.world import World, peers_expected
 from yaoki.rewards.pool import VerifierPool
-from yaoki.rollout.collect import Collector
-from yaoki.rollout.engine import RolloutEngine
 from yaoki.runs.directory import RunDirectory
 from yaoki.runs.environment import Environment, environment_digest
 from yaoki.runs.grade import grade_of
@@ -30,7 +28,7 @@ from yaoki.runs.records import RunSummary
 from yaoki.train.console import Console
 from yaoki.train.dataset import Tasks
 from yaoki.train.device import choose_device, environment, require_whole_engines
-from yaoki.train.engine import build_engine
+from yaoki.train.engine import build_collector, build_engine
 from yaoki.train.networks import build_kl, build_learner, empty_models, start_models
 from yaoki.train.recorder import RecordedSteps, StepRecorder
 from yaoki.train.resume import require_same_data, require_same_start, restore, start_fresh
@@ -146,7 +144,7 @@ def build_trainer(
         config=config,
         state=state,
         engine=engine,
-        collector=_collector(context, engine, verifier, journal),
+        collector=build_collector(config, engine, verifier, journal, world, context.stop.poll),
         journal=journal,
         eval_prompts=eval_prompts,
         checkpointer=stack.enter_context(checkpointer),
@@ -213,24 +211,6 @@ def _journal(context: Context, stack: ExitStack) -> RolloutJournal | NullJournal
         on_append=context.stop.made_progress,
     )
     return stack.enter_context(journal)
-
-
-def _collector(
-    context: Context, engine: RolloutEngine, verifier: VerifierPool, journal: RolloutJournal | NullJournal
-) -> Collector:
-    config = context.config
-    return Collector(
-        engine=engine,
-        verifier=verifier,
-        journal=journal,
-        world=context.world,
-        ranks_per_engine=config.engine.tensor_parallel,
-        run_seed=config.train.seed,
-        group_size=config.train.group_size,
-        num_eval_samples=config.eval.num_samples,
-        batch_size=config.engine.batch_size,
-        poll=context.stop.poll,
-    )
 
 
 def _checkpointer(

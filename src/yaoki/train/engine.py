@@ -10,14 +10,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from yaoki.config.schema import Config
+from yaoki.journal.journal import NullJournal, RolloutJournal
 from yaoki.models.huggingface import load_config
 from yaoki.models.meta import materialize, on_meta
 from yaoki.models.policy import build_causal_lm
+from yaoki.ranks.world import World
+from yaoki.rewards.pool import VerifierPool
+from yaoki.rollout.collect import Collector
 from yaoki.rollout.engine import RolloutEngine, Sampling
 from yaoki.rollout.engines.transformers import TransformersEngine
 from yaoki.rollout.engines.vllm import VllmEngine
 from yaoki.rollout.engines.vllm_weights import VllmOptions
 from yaoki.train.weight_sync import PROBE_TOKENS
+from yaoki.types import Poll
 
 Builder = Callable[[Config, str, PreTrainedTokenizerBase, Sampling, torch.device], RolloutEngine]
 """(config, model folder, tokenizer, sampling, device) -> an engine without weights."""
@@ -66,3 +71,26 @@ def _vllm(
 
 
 _BUILDERS: Mapping[str, Builder] = MappingProxyType({"transformers": _transformers, "vllm": _vllm})
+
+
+def build_collector(
+    config: Config,
+    engine: RolloutEngine,
+    verifier: VerifierPool,
+    journal: RolloutJournal | NullJournal,
+    world: World,
+    poll: Poll,
+) -> Collector:
+    """Samples with `engine` and judges with `verifier`, as the config says."""
+    return Collector(
+        engine=engine,
+        verifier=verifier,
+        journal=journal,
+        world=world,
+        ranks_per_engine=config.engine.tensor_parallel if world.size > 1 else 1,
+        run_seed=config.train.seed,
+        group_size=config.train.group_size,
+        num_eval_samples=config.eval.num_samples,
+        batch_size=config.engine.batch_size,
+        poll=poll,
+    )

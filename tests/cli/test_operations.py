@@ -143,7 +143,7 @@ def test_mined_prompts_can_be_trained_on(yaoki: Yaoki, trained: Trained) -> None
         (["checkpoints", "pin", "RUN", "a/b", 1], 2, ["'a/b' cannot be the name of a pin"]),
         (["checkpoints", "unpin", "RUN", "paper"], 5, ["nothing is pinned as 'paper'"]),
         (["fork", "nowhere", "--at", 1, "--to", "new"], 5, ["there is no run in nowhere"]),
-        (["fork", "RUN", "--at", 1, "--to", "RUN"], 3, ["is in the way"]),
+        (["fork", "RUN", "--at", 1, "--to", "RUN"], 3, ["already exists"]),
         (["fork", "RUN", "--at", 1, "--to", "new", "train.algorithm=grpo"], 3, ["cannot go on with these"]),
         (["fork", "RUN", "--at", 1, "--to", "new", "train.step=1"], 2, ["did you mean train.steps?"]),
         (["rollouts", "nowhere", "--step", 1], 5, ["there is no run in nowhere"]),

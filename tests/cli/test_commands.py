@@ -121,7 +121,7 @@ def test_what_answers_at_once_imports_no_torch(words: list[str], trained: Traine
 @pytest.fixture(scope="module")
 def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("exported") / "deeper" / "folder"
-    assert export_run(RunDirectory(trained.run), None, target) == 2
+    assert export_run(RunDirectory(trained.run), None, target).step == 2
     return target
 
 

@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_that_is_asked_for_by_name(yaoki: Yaoki, copied: Pa
 def test_an_export_never_writes_over_anything(yaoki: Yaoki, copied: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("")
-    assert_refused(yaoki("export", copied, "--to", "out"), 3, "out is in the way", "--to")
+    assert_refused(yaoki("export", copied, "--to", "out"), 3, "out already exists", "--to")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
 
 

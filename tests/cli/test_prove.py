@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from yaoki.cli.render import describe_proof
+from yaoki.cli.reports import describe_proof
 from yaoki.commands.prove import REPLAYED, RESUMED, UNBROKEN, WEIGHTS_ONLY, Proof
 
 SMALL = ["train.num_prompts=2", "train.group_size=2", "eval.every_steps=0"]
@@ -36,7 +36,7 @@ def test_it_holds_on_a_small_recipe(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "replayed" / "metrics.jsonl").exists()
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 3
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
 
 
 def proof(**changed: str) -> Proof:

@@ -26,7 +26,7 @@ AT_2 = directory_name(2)
 
 
 def fork_at_2(source: Path, target: Path, *overrides: str) -> RunDirectory:
-    return fork(RunDirectory(source), 2, RunDirectory(target), overrides).directory
+    return RunDirectory(fork(RunDirectory(source), 2, RunDirectory(target), overrides).run)
 
 
 def train_on(run: RunDirectory) -> str:
@@ -71,18 +71,15 @@ def test_it_says_where_it_comes_from(finished: Path, tmp_path: Path) -> None:
 def test_another_path_begins_at_the_parents_state(finished: Path, tmp_path: Path) -> None:
     made = fork_at_2(finished, tmp_path / "new", "policy.lr=1e-5", "train.group_size=3")
     status = run_status(made)
-    assert (status["resume"]["grade"], status["resume"]["step"]) == ("fork", 2)
-    assert status["resume"]["reasons"] == [
-        "train.group_size is not the parent's",
-        "policy.lr is not the parent's",
-    ]
+    assert (status.resume.grade, status.resume.step) == ("fork", 2)
+    assert status.resume.reasons == ("train.group_size is not the parent's", "policy.lr is not the parent's")
     assert "grade fork: the parent's state, from here on another run" in train_on(made)
     rows = trajectory(made.path)
     assert rows[:2] == trajectory(finished)[:2]
     assert rows[2]["fingerprint"]["policy.params"] != trajectory(finished)[2]["fingerprint"]["policy.params"]
     done = run_status(made)
-    assert [attempt["num_steps"] for attempt in done["attempts"]] == [1]
-    assert (done["resume"]["grade"], done["resume"]["step"]) == ("exact", 3), "its own checkpoint is its own"
+    assert [attempt.num_steps for attempt in done.attempts] == [1]
+    assert (done.resume.grade, done.resume.step) == ("exact", 3), "its own checkpoint is its own"
 
 
 def test_a_fork_is_resumed_like_any_run(finished: Path, tmp_path: Path) -> None:
@@ -167,7 +164,7 @@ def test_nothing_is_written_over(finished: Path, tmp_path: Path, contents: Conte
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     before = contents(tmp_path)
-    with pytest.raises(RefusedError, match="is in the way"):
+    with pytest.raises(RefusedError, match="already exists"):
         fork_at_2(finished, tmp_path / "mine")
     with pytest.raises(NothingThereError, match="no checkpoint of step 1"):
         fork(RunDirectory(finished), 1, RunDirectory(tmp_path / "new"), [])
@@ -206,9 +203,9 @@ def test_on_another_disk_they_are_copied(
 
     monkeypatch.setattr(fs, "link", link)
     made = fork(RunDirectory(finished), 2, RunDirectory(tmp_path / "new"), [])
-    assert not made.is_linked
-    assert not set(inodes(made.directory.path)) & set(inodes(finished))
-    assert verify(made.directory.checkpoints / AT_2) == verify(finished / "checkpoints" / AT_2)
+    assert not made.linked
+    assert not set(inodes(made.run)) & set(inodes(finished))
+    assert verify(made.run / "checkpoints" / AT_2) == verify(finished / "checkpoints" / AT_2)
 
 
 def test_a_fork_that_was_killed_leaves_no_run_and_can_be_made_again(

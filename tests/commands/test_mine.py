@@ -110,7 +110,7 @@ def test_a_damaged_part_is_left_out_and_named(run: RunDirectory, tmp_path: Path)
 def test_nothing_is_overwritten(run: RunDirectory, tmp_path: Path) -> None:
     target = tmp_path / "mine.json"
     target.write_text("precious")
-    with pytest.raises(RefusedError, match=r"mine\.json is in the way"):
+    with pytest.raises(RefusedError, match=r"mine\.json already exists"):
         mine(run, target, max_correct=1, on_progress=lambda done, total: None)
     assert target.read_text() == "precious"
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,16 @@ from tests.support.attempts import (
 )
 from yaoki.checkpoint.layout import directory_name
 from yaoki.checkpoint.pins import Pins
-from yaoki.cli.render import describe_status
+from yaoki.cli.render import as_json
+from yaoki.cli.reports import describe_status
 from yaoki.commands.status import run_status
 from yaoki.errors import CorruptCheckpointError, StopRequested
 from yaoki.runs.directory import RunDirectory
 
 
 def status_of(path: Path, *, read_all: bool = False) -> dict:
-    found = run_status(RunDirectory(path), read_all=read_all)
-    return json.loads(json.dumps(found))
+    """As `--json` prints it."""
+    return json.loads(as_json(run_status(RunDirectory(path), read_all=read_all)))
 
 
 def test_a_finished_run(finished: Path) -> None:
@@ -83,10 +85,10 @@ def test_rows_that_were_edited_are_found_where_all_is_read(unfinished: Path) -> 
 
 
 def test_how_many_workers_the_grade_is_for(unfinished: Path) -> None:
-    resume = status_of(unfinished)["resume"]
-    assert resume["num_workers"] == 1
-    assert "grade exact; judged by its sizes" in describe_status(status_of(unfinished))
-    two = {**status_of(unfinished), "resume": {**resume, "num_workers": 2}}
+    found = run_status(RunDirectory(unfinished))
+    assert found.resume.num_workers == 1
+    assert "grade exact; judged by its sizes" in describe_status(found)
+    two = replace(found, resume=replace(found.resume, num_workers=2))
     assert "grade exact by 2 workers, as many as wrote it" in describe_status(two)
 
 

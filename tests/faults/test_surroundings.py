@@ -118,7 +118,7 @@ def test_a_disk_that_is_read_only(unbroken: Path, tmp_path: Path) -> None:
         process = start_elsewhere(path, longer, tmp_path)
         assert process.exit_code == 3, process.log
         assert "Read-only file system" in process.log
-        assert run_status(RunDirectory(path))["attempts"][-1]["outcome"] == "finished"
+        assert run_status(RunDirectory(path)).attempts[-1].outcome == "finished"
 
 
 def start_elsewhere(path: Path, config: object, tmp_path: Path) -> Ended:

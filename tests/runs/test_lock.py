@@ -10,7 +10,7 @@ import pytest
 from tests.support.attempts import config_of, die_while_generating, train_here
 from tests.support.harness import finish, kill, start, wait_for_step
 from yaoki.checkpoint.catalog import Choice
-from yaoki.cli.render import describe_status
+from yaoki.cli.reports import describe_status
 from yaoki.commands.status import run_status
 from yaoki.errors import RefusedError
 from yaoki.runs.directory import RunDirectory
@@ -28,14 +28,14 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> 
         assert caught.value.exit_code == 3
         assert caught.value.hint
         status = run_status(RunDirectory(path))
-        assert status["in_use_by"] == f"process {holder.pid}"
-        assert [attempt["outcome"] for attempt in status["attempts"]] == ["running"]
+        assert status.in_use_by == f"process {holder.pid}"
+        assert [attempt.outcome for attempt in status.attempts] == ["running"]
         assert "1  running" in describe_status(status)
     finally:
         kill(holder)
 
     assert RunDirectory(path).lock_holder() is None
-    assert [attempt["outcome"] for attempt in run_status(RunDirectory(path))["attempts"]] == ["killed"]
+    assert [attempt.outcome for attempt in run_status(RunDirectory(path)).attempts] == ["killed"]
     with RunDirectory(path).lock():
         pass
 
@@ -90,7 +90,7 @@ def test_a_killed_attempt_is_known_as_killed(tmp_path: Path) -> None:
     path = tmp_path / "run"
     assert die_while_generating(path, config_of(), signal.SIGKILL, step=1) == -signal.SIGKILL
     assert [attempt["outcome"] for attempt in RunDirectory(path).attempts()] == ["killed"]
-    assert run_status(RunDirectory(path))["resume"]["grade"] == "fresh"
+    assert run_status(RunDirectory(path)).resume.grade == "fresh"
 
 
 def test_a_failed_attempt_frees_the_lock_and_says_why(tmp_path: Path) -> None:

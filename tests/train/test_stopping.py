@@ -34,10 +34,10 @@ def test_a_stop_while_generating_changes_nothing(
         train_and_signal(path, config_of(), number, step)
 
     status = run_status(RunDirectory(path))
-    assert [a["outcome"] for a in status["attempts"]] == ["stopped"]
-    assert number.name in status["attempts"][0]["reason"]
+    assert [a.outcome for a in status.attempts] == ["stopped"]
+    assert number.name in (status.attempts[0].reason or "")
     assert checkpoint_steps(path)[-1] == step - 1
-    assert status["resume"]["step"] == step - 1
+    assert status.resume.step == step - 1
 
     train_here(path, config_of())
     assert_same_run(path, finished, STEPS)

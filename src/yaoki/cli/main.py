@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -21,7 +20,7 @@ from yaoki.cli.options import (
     WordsArgument,
     split_words,
 )
-from yaoki.cli.render import describe_evaluation, describe_outcome
+from yaoki.cli.render import as_json as json_of
 from yaoki.config.load import load_config, with_overrides
 from yaoki.config.schema import Config
 from yaoki.errors import NothingThereError, PeerLostError, StopRequested, UsageError, YaokiError
@@ -61,6 +60,7 @@ def train(
         directory.require_free()  # the logs are those of whoever trains there
         raise typer.Exit(run_workers(high, arguments, directory.logs))
     end_with_launcher()
+    from yaoki.cli.reports import describe_outcome
     from yaoki.train.console import Console
     from yaoki.train.session import train as train_run
     from yaoki.train.session import world_of
@@ -108,9 +108,9 @@ def export(
     """Write policy and critic as Hugging Face folders, for transformers and vLLM."""
     from yaoki.commands.export import export_run
 
-    step = export_run(RunDirectory(run), at, to)
-    for folder in sorted(to.iterdir()):
-        print(f"{folder} (step {step})")
+    exported = export_run(RunDirectory(run), at, to)
+    for folder in exported.folders:
+        print(f"{folder} (step {exported.step})")
 
 
 def evaluate(
@@ -126,17 +126,13 @@ def evaluate(
 ) -> None:
     """Accuracy of a run or a model: pass@1 with a 95 % interval, pass@k, and the completions as Parquet."""
     config = _eval_config(source, data or [], samples, overrides or [])
-    from yaoki.commands.export import evaluate_model
-    from yaoki.journal.browse import write_completions
+    from yaoki.cli.reports import describe_evaluation
+    from yaoki.commands.evaluate import evaluate as evaluate_model
     from yaoki.train.console import Console
 
     with Console(0) as console:
-        found = evaluate_model(source, at, config, console)
-    name = "model" if found.step is None else f"step-{found.step:08d}"
-    path = out or Path("evals") / f"{source.resolve().name}-{name}.parquet"
-    write_completions(path, found.rollouts)
-    result = {**asdict(found.accuracy), "step": found.step, "completions": str(path)}
-    print(json.dumps(result, indent=2) if as_json else describe_evaluation(result))
+        found = evaluate_model(source, at, config, out, console)
+    print(json_of(found) if as_json else describe_evaluation(found))
 
 
 def application() -> typer.Typer:

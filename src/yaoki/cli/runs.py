@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from yaoki.cli import render
 from yaoki.cli.options import JsonOption, OverridesArgument, RunArgument, WordsArgument, split_words
-from yaoki.cli.render import describe_fork, describe_mined, describe_proof, describe_rollouts, describe_status
 from yaoki.errors import StopRequested, YaokiError
 from yaoki.runs.directory import RunDirectory
 
@@ -22,10 +22,11 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Attempts, steps, checkpoints, journal, and what a resume would do."""
+    from yaoki.cli.reports import describe_status
     from yaoki.commands.status import run_status
 
     found = run_status(RunDirectory(run), read_all=verify)
-    print(json.dumps(found, indent=2) if as_json else describe_status(found))
+    print(render.as_json(found) if as_json else describe_status(found))
 
 
 def fork(
@@ -36,18 +37,12 @@ def fork(
     as_json: JsonOption = False,
 ) -> None:
     """A new run that goes on from a step of this one, with other settings; the old one stays as it is."""
+    from yaoki.cli.reports import describe_fork
     from yaoki.commands.fork import fork as fork_run
 
     source = RunDirectory(run)
     made = fork_run(source, at, RunDirectory(to), overrides or [], lambda: _restored(source, at))
-    found = {
-        "run": str(made.directory.path),
-        "run_id": made.directory.run_id,
-        "parent": asdict(made.parent),
-        "linked": made.is_linked,
-        "begins_epoch": made.parent.begins_epoch,
-    }
-    print(json.dumps(found, indent=2) if as_json else describe_fork(found))
+    print(render.as_json(made) if as_json else describe_fork(made))
 
 
 def rollouts(
@@ -62,6 +57,7 @@ def rollouts(
     as_json: JsonOption = False,
 ) -> None:
     """What was sampled in a step, from the journal."""
+    from yaoki.cli.reports import describe_rollouts
     from yaoki.journal.browse import step_rows
 
     directory = RunDirectory(run)
@@ -69,8 +65,7 @@ def rollouts(
     rows, refused = step_rows(directory.rollouts, step, prompt=prompt, correct=correct)
     for refusal in refused:
         print(f"not read: {refusal}", file=sys.stderr)
-    found = [asdict(row) for row in rows]
-    print(json.dumps(found, indent=2) if as_json else describe_rollouts(found))
+    print(render.as_json(rows) if as_json else describe_rollouts(rows))
 
 
 def mine(
@@ -82,6 +77,7 @@ def mine(
     as_json: JsonOption = False,
 ) -> None:
     """Write the prompts that the policy hardly ever solves as a training file, from the journal."""
+    from yaoki.cli.reports import describe_mined
     from yaoki.commands.mine import mine as mine_run
     from yaoki.train.console import Console
 
@@ -89,8 +85,7 @@ def mine(
         found = mine_run(RunDirectory(run), to, max_correct=max_correct, on_progress=advance)
     for refusal in found.refused:
         print(f"not read: {refusal}", file=sys.stderr)
-    facts = asdict(found) | {"path": str(found.path)}
-    print(json.dumps(facts, indent=2) if as_json else describe_mined(facts))
+    print(render.as_json(found) if as_json else describe_mined(found))
 
 
 def restore(
@@ -122,6 +117,7 @@ def prove(
     as_json: JsonOption = False,
 ) -> None:
     """Show on your own recipe that a killed and resumed run has the bits of an unbroken one."""
+    from yaoki.cli.reports import describe_proof
     from yaoki.commands.prove import prove as prove_recipe
 
     recipe, overrides = split_words(words or [])

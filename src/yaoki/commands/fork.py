@@ -22,18 +22,17 @@ from yaoki.runs.directory import RunDirectory
 from yaoki.runs.lineage import Parent, changes_of_path
 
 
-def _nothing_to_do() -> None:
-    """Where only a checkpoint that is there will do."""
-
-
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """A run that was made from another."""
+    """The new run."""
 
-    directory: RunDirectory
+    run: Path
+    run_id: str
     parent: Parent
-    is_linked: bool
+    linked: bool
     """The checkpoint's files are hard links; otherwise copies."""
+    begins_epoch: bool
+    """It starts with the next epoch, as its tasks or their order differ from the parent's."""
 
 
 def fork(
@@ -41,12 +40,12 @@ def fork(
     step: int,
     target: RunDirectory,
     overrides: Sequence[str],
-    restore: Callable[[], object] = _nothing_to_do,
+    restore: Callable[[], object] | None = None,
 ) -> Fork:
     """Make `target` a run that goes on from `step`, with some settings changed.
 
     Args:
-        restore: called where there is no checkpoint of `step`; it may make one.
+        restore: called to make the checkpoint of `step` where there is none.
 
     Raises:
         NothingThereError: there is no such run, or no checkpoint of `step`.
@@ -60,7 +59,7 @@ def fork(
     # A URL is for one run.
     config = with_overrides(before, ['run.storage=""', *overrides])
     changes = changes_of_path(before, config)
-    if not (source.checkpoints / directory_name(step)).is_dir():
+    if restore is not None and not (source.checkpoints / directory_name(step)).is_dir():
         restore()
     checkpoint = find_checkpoint(source, step)
     parent = _parent(source, checkpoint.manifest, changes)
@@ -79,12 +78,12 @@ def fork(
     finally:
         if making.path.exists():
             fs.remove_tree(making.path)
-    return Fork(target, parent, is_linked)
+    return Fork(target.path, target.run_id, parent, is_linked, parent.begins_epoch)
 
 
 def _require_free(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RefusedError(f"{path} is in the way", hint="name a new directory with --to")
+        raise RefusedError(f"{path} already exists", hint="name a new directory with --to")
 
 
 def _parent(source: RunDirectory, manifest: Manifest, changes: tuple[str, ...]) -> Parent:

@@ -50,7 +50,7 @@ def mine(
             hint=f"set --max-correct to 0 up to {group_size - 1}",
         )
     if target.exists():
-        raise RefusedError(f"{target} is in the way", hint="name a new file with --to")
+        raise RefusedError(f"{target} already exists", hint="name a new file with --to")
     steps = journaled_steps(directory.rollouts)
     newest, refused = _newest_groups(directory.rollouts, steps, group_size, on_progress)
     hard = [group for group in newest if group.num_correct <= max_correct]

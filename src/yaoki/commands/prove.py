@@ -85,7 +85,7 @@ def prove(
     YaokiError with its log if one of the runs fails.
     """
     if keep is not None and keep.exists():
-        raise RefusedError(f"{keep} is there already", hint="name a new directory with --keep")
+        raise RefusedError(f"{keep} already exists", hint="name a new directory with --keep")
     with contextlib.ExitStack() as stack:
         scratch = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yaoki-prove-")))
         scratch.mkdir(parents=True, exist_ok=True)

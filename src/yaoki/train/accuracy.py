@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from yaoki.types import Rollout
 
@@ -21,6 +22,16 @@ class Accuracy:
     high: float
     pass_at_k: dict[int, float]
     """k -> share of tasks solved by at least one of k samples, for powers of 2 up to num_samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation(Accuracy):
+    """The result of `yaoki eval`."""
+
+    step: int | None
+    """Step of the checkpoint; None for a model folder."""
+    completions: Path
+    """Parquet file with the completions."""
 
 
 def accuracy(rollouts: Sequence[Rollout]) -> Accuracy:

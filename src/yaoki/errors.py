@@ -93,5 +93,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest known one if there is any, and the whole list."""
     names = sorted(known)
     listing = "known names: " + ", ".join(names)
-    near = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {near[0]!r}? {listing}" if near else listing
+    near = nearest(word, names)
+    return listing if near is None else f"did you mean {near!r}? {listing}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like `word`; None if none is like it."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return found[0] if found else None

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from yaoki import seeding
 from yaoki.data.generated.arithmetic import Arithmetic
 from yaoki.data.generated.countdown import Countdown
-from yaoki.data.generated.draws import Draws
 from yaoki.data.generated.families import (
     FAMILIES,
     TaskFamily,
@@ -23,6 +22,7 @@ from yaoki.errors import DataError, UsageError
 from yaoki.rewards.answers import extract_answer, has_format
 from yaoki.rewards.expressions import expression_value
 from yaoki.rewards.verifiers import load_verifier
+from yaoki.seeding import Draws
 from yaoki.types import Task, make_task
 
 seeds = st.integers(0, 2**64 - 1)

@@ -219,8 +219,8 @@ def test_leaving_ends_the_workers():
 
 PARENT = """
 import os, signal, sys
-from yaoki.data.tasks import make_task
-from yaoki.data.verifier_pool import VerifierPool
+from yaoki.types import make_task
+from yaoki.rewards.pool import VerifierPool
 with VerifierPool("user_verifiers:Scripted", 1, 120.0) as pool:
     print(pool.verify([(make_task("p", "1", "s"), "pid")], lambda: None)[0].extracted, flush=True)
     signal.setitimer(signal.ITIMER_REAL, 0.3)  # kills this process, as kill -9 would

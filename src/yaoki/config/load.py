@@ -3,7 +3,6 @@
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from yaoki.config.schema import Config
-from yaoki.errors import CorruptCheckpointError, NothingThereError, UsageError
+from yaoki.errors import CorruptCheckpointError, NothingThereError, UsageError, nearest
 
 
 def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -124,13 +123,8 @@ def _nearest(details: Sequence[ErrorDetails]) -> str | None:
     elsewhere = [name for name in known if name.partition(".")[2] == (field or section)]
     inside = [name for name in known if name.partition(".")[0] == section]
     longer = [name for name in inside if name.startswith(key)]
-    choices = (
-        longer
-        or elsewhere
-        or get_close_matches(key, inside, n=1, cutoff=0.6)
-        or get_close_matches(key, known if field else sections, n=1, cutoff=0.5)
-    )
-    if choices:
+    near = nearest(key, inside) or nearest(key, known if field else sections)
+    if choices := longer or elsewhere or ([near] if near else []):
         return f"did you mean {' or '.join(choices)}?"
     return "docs/config.md lists every setting; sections are " + ", ".join(sections)
 

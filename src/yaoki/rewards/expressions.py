@@ -33,6 +33,17 @@ def expression_value(text: str) -> tuple[Fraction, list[int]] | None:
     return value, [token for token in tokens if isinstance(token, int)]
 
 
+def parse_countdown(answer: str) -> tuple[list[int], int]:
+    """Numbers and target of a Countdown task's answer: `3 5 8 -> 43` is ([3, 5, 8], 43).
+
+    ValueError if it is not of that form.
+    """
+    numbers, arrow, target = answer.partition("->")
+    if not arrow or not numbers.strip():
+        raise ValueError(f"a countdown answer looks like '3 5 8 -> 43', not {answer[:100]!r}")
+    return [int(number) for number in numbers.split()], int(target)
+
+
 def _tokens(text: str) -> list[int | str] | None:
     """`3*(5+8)` -> [3, "*", "(", 5, "+", 8, ")"]"""
     tokens: list[int | str] = []

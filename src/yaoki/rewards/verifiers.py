@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Protocol, cast, runtime_checkable
 
-from yaoki.data.generated.countdown import parse_answer
 from yaoki.errors import UsageError, did_you_mean
 from yaoki.rewards.answers import extract_answer
-from yaoki.rewards.expressions import expression_value
+from yaoki.rewards.expressions import expression_value, parse_countdown
 from yaoki.rewards.math_answers import answers_equal, load_math_verify
 from yaoki.types import Task, Verdict, VerdictReason
 
@@ -47,7 +46,7 @@ class CountdownVerifier:
     """`countdown`: the boxed expression has the target's value and uses each number exactly once."""
 
     def __call__(self, task: Task, text: str) -> Verdict:
-        numbers, target = parse_answer(task.answer)
+        numbers, target = parse_countdown(task.answer)
 
         def hits_target(answer: str) -> bool:
             found = expression_value(answer)

@@ -7,7 +7,7 @@ A worked solution takes one step at a time from the left, which is what a tiny m
 import re
 from dataclasses import dataclass
 
-from yaoki.data.generated.draws import Draws
+from yaoki.seeding import Draws
 from yaoki.types import Task, make_task
 
 _STEP = re.compile(r"([+-])(\d+)")

@@ -1,15 +1,15 @@
 r"""Task family: Countdown. `3 5 8 -> 43` asks for 43 from 3, 5 and 8, each used exactly once.
 
 The reference answer repeats numbers and target, which is all that a verifier needs: any expression
-with that value is right. This module does not know which tasks are held out, and imports nothing
-heavy, because the verifier's workers import it.
+with that value is right.
 """
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from yaoki.data.generated.draws import Draws
+from yaoki.rewards.expressions import parse_countdown
+from yaoki.seeding import Draws
 from yaoki.types import Task, make_task
 
 _NUM_CANDIDATES = 12
@@ -50,7 +50,7 @@ class Countdown:
         The mistaken solution is a chain that misses the target, the nearest of a few, whose last step
         claims to hit it; its expression is the one that was reckoned, so the answer is wrong.
         """
-        numbers, target = parse_answer(task.answer)
+        numbers, target = parse_countdown(task.answer)
         if mistake_seed is None:
             chain = next(chain for chain in _chains(numbers) if _values(chain)[-1] == target)
             return _written(chain, target)
@@ -60,14 +60,6 @@ class Countdown:
         if not misses:
             misses = [next(chain for chain in _chains(numbers) if _values(chain)[-1] != target)]
         return _written(min(misses, key=lambda chain: abs(_values(chain)[-1] - target)), target)
-
-
-def parse_answer(answer: str) -> tuple[list[int], int]:
-    """`3 5 8 -> 43` as ([3, 5, 8], 43). ValueError if it is not of that form."""
-    numbers, arrow, target = answer.partition("->")
-    if not arrow or not numbers.strip():
-        raise ValueError(f"a countdown answer looks like '3 5 8 -> 43', not {answer[:100]!r}")
-    return [int(number) for number in numbers.split()], int(target)
 
 
 def _apply(value: int, sign: str, number: int) -> int:

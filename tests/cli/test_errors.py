@@ -26,8 +26,8 @@ def assert_refused(done: Done, code: int, *parts: str) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["train"], ["train what?", "yaoki train recipes/tiny.toml"]),
-        (["train", "a.toml", "b.toml"], ["one recipe at a time, not a.toml and b.toml"]),
+        (["train"], ["no recipe and no run directory given", "yaoki train recipes/tiny.toml"]),
+        (["train", "a.toml", "b.toml"], ["more than one recipe given: a.toml and b.toml"]),
         (["train", RECIPE, "train.step=5"], ["there is no setting train.step", "did you mean train.steps?"]),
         (["train", RECIPE, "steps=5"], ["cannot read the override", "train.steps=200"]),
         (["train", RECIPE, "nonsense.a=5"], ["nonsense"]),

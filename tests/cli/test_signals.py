@@ -41,5 +41,5 @@ def test_a_signal_while_everything_is_imported(number: signal.Signals, tmp_path:
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 75
-    assert f"stopped: {number.name} received; the same command goes on" in said
+    assert f"stopped: {number.name} received; the same command resumes the run" in said
     assert "Traceback" not in said

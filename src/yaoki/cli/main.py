@@ -1,6 +1,5 @@
-"""The commands. Parses, calls, prints; imports torch only when a command needs it."""
+"""The `yaoki` command. Each command parses, calls and prints; torch is imported when one needs it."""
 
-import json
 import os
 import signal
 import sys
@@ -18,18 +17,15 @@ from yaoki.cli.options import (
     RunArgument,
     StepOption,
     WordsArgument,
-    split_words,
+    evaluation_config,
+    parse_num_workers,
+    training_config,
 )
 from yaoki.cli.render import as_json as json_of
-from yaoki.config.load import load_config, with_overrides
-from yaoki.config.schema import Config
-from yaoki.errors import NothingThereError, PeerLostError, StopRequested, UsageError, YaokiError
+from yaoki.errors import PeerLostError, StopRequested, YaokiError
 from yaoki.launch.local import num_local_workers, run_workers
 from yaoki.launch.process import end_with_launcher, is_launched
-from yaoki.mirror.pull import fetch_config
 from yaoki.runs.directory import RunDirectory
-
-_ALL_TASKS = 10**9
 
 
 def train(
@@ -45,10 +41,9 @@ def train(
 ) -> None:
     """Start a run, or resume the one that the run directory holds."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, _leave)  # until training listens
-    recipe, overrides = split_words(words or [])
-    directory, config = _resolve(recipe, overrides, run)
-    low, high = _num_workers(workers, may_be_range=ray)
+        signal.signal(number, _exit)  # until training installs its own handlers
+    directory, config = training_config(words or [], run)
+    low, high = parse_num_workers(workers, may_be_range=ray)
     arguments = ("train", *(words or []), "--run", str(directory.path))
     if ray:
         from yaoki.launch.ray import Job, run_on_ray
@@ -57,7 +52,7 @@ def train(
         job = Job(arguments, Path.cwd(), shared.logs, shared.metrics_path, shared.lock_holder)
         raise typer.Exit(run_on_ray(job, low, high, may_use_gpus=config.run.device != "cpu"))
     if high > 1:
-        directory.require_free()  # the logs are those of whoever trains there
+        directory.require_free()  # the workers of a run in progress write to the same logs
         raise typer.Exit(run_workers(high, arguments, directory.logs))
     end_with_launcher()
     from yaoki.cli.reports import describe_outcome
@@ -84,15 +79,15 @@ def train(
     print(describe_outcome(summary, directory, command))
 
 
-def _leave(number: int, _: FrameType | None) -> None:
+def _exit(number: int, _: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
     name = signal.Signals(number).name
-    print(f"stopped: {name} received; the same command goes on from what is on disk", file=sys.stderr)
+    print(f"stopped: {name} received; the same command resumes the run", file=sys.stderr)
     sys.exit(StopRequested.exit_code)
 
 
 def _train_command(directory: RunDirectory, steps: int) -> str:
-    """What goes on with the run as it was trained, by as many workers."""
+    """The command that resumes the run with the same number of workers, to train until `steps`."""
     workers = num_local_workers()
     if workers is None:
         return f"the same command with train.steps={steps}"
@@ -125,7 +120,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy of a run or a model: pass@1 with a 95 % interval, pass@k, and the completions as Parquet."""
-    config = _eval_config(source, data or [], samples, overrides or [])
+    config = evaluation_config(source, data or [], samples, overrides or [])
     from yaoki.cli.reports import describe_evaluation
     from yaoki.commands.evaluate import evaluate as evaluate_model
     from yaoki.train.console import Console
@@ -136,7 +131,7 @@ def evaluate(
 
 
 def application() -> typer.Typer:
-    """All commands."""
+    """The typer application with all commands."""
     app = typer.Typer(
         help="Yaoki: train a language model to reason, in runs that resume completely and exactly.",
         no_args_is_help=True,
@@ -164,80 +159,20 @@ def root(
 
 
 def main() -> None:
-    """Entry point: runs a command and turns errors into messages and exit codes."""
+    """Run a command; turn its errors into messages and exit codes."""
     try:
         application()()
     except YaokiError as error:
-        # Where the first worker of a launcher has the terminal, the launcher shows the cause.
+        # If rank 0 of a launcher lost a peer, the launcher shows that peer's error.
         if not (isinstance(error, PeerLostError) and is_launched() and os.environ.get("RANK") == "0"):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        print(f"error: {error}\n\nhint: see to the disk or the file, then try again", file=sys.stderr)
+        print(f"error: {error}\n\nhint: check the file and its disk, then try again", file=sys.stderr)
         sys.exit(YaokiError.exit_code)
     except StopRequested as reason:
-        print(f"stopped: {reason}; the same command goes on from there", file=sys.stderr)
+        print(f"stopped: {reason}; the same command resumes the run", file=sys.stderr)
         sys.exit(reason.exit_code)
-
-
-def _num_workers(text: str, *, may_be_range: bool) -> tuple[int, int]:
-    """From `4` or `2:8` the fewest and the most workers."""
-    low, colon, high = text.partition(":")
-    numbers = [low, high if colon else low]
-    if not all(number.isdecimal() for number in numbers) or not 0 < int(numbers[0]) <= int(numbers[1]):
-        problem = "not a number of workers, nor a range of such numbers"
-    elif colon and not may_be_range:
-        problem = "a range, which only Ray can use"
-    else:
-        return int(numbers[0]), int(numbers[1])
-    raise UsageError(
-        f"--workers is {text!r}: {problem}", hint="give a number such as 4, or with --ray a range: 2:8"
-    )
-
-
-def _resolve(recipe: Path | None, overrides: list[str], run: Path | None) -> tuple[RunDirectory, Config]:
-    """Directory and config of the run that is asked for."""
-    if recipe is None and run is None:
-        raise UsageError(
-            "train what?",
-            hint="give a recipe (yaoki train recipes/tiny.toml) or a run (yaoki train --run DIR)",
-        )
-    directory = RunDirectory(run if run is not None else Path("runs") / (recipe or Path()).stem)
-    if recipe is not None:
-        return directory, load_config(recipe, overrides)
-    settings = dict(each.partition("=")[::2] for each in overrides)
-    if not directory.exists and (url := settings.get("run.storage", "").strip("\"'")):
-        return directory, with_overrides(_config_at(url, directory), overrides)
-    directory.require_run()
-    return directory, with_overrides(directory.stored_config(), overrides)
-
-
-def _config_at(url: str, directory: RunDirectory) -> Config:
-    """The config of the run at the URL that run.storage names."""
-    stored = fetch_config(url)
-    if stored is None:
-        raise NothingThereError(
-            f"there is no run in {directory.path}, nor at {url}",
-            hint=f"start one: yaoki train RECIPE --run {directory.path} run.storage={url}",
-        )
-    return Config.model_validate_json(stored)
-
-
-def _eval_config(source: Path, data: list[Path], samples: int, overrides: list[str]) -> Config:
-    """The run's config, or the defaults for a model; evaluation on all tasks of the files that are named."""
-    directory = RunDirectory(source)
-    settings = [f"eval.num_samples={samples}"]
-    if data:
-        settings += [f"eval.files={json.dumps([str(file) for file in data])}", "data.format=auto"]
-        settings.append(f"eval.num_tasks={_ALL_TASKS}")
-    if directory.exists:
-        return with_overrides(directory.stored_config(), settings + overrides)
-    if not source.is_dir():
-        raise NothingThereError(f"there is no run and no model in {source}")
-    if not data:
-        raise UsageError(f"{source} is a model, so it has no tasks of its own", hint="name some with --data")
-    model = [f"policy.init_from={json.dumps(str(source))}", f"data.files={json.dumps([str(data[0])])}"]
-    return load_config(None, model + settings + overrides)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def _describe_silence(silent: Sequence[int]) -> str:
     names = f"worker {', '.join(map(str, silent))} did not" if silent else "the workers did not all"
     return (
         f"error: {names} answer for run.peer_timeout_s; all were ended\n\n"
-        "hint: see what it was doing; the same command goes on from what is on disk"
+        "hint: see what it was doing; the same command resumes the run"
     )
 
 

@@ -96,7 +96,7 @@ def describe_failure(rank: int, code: int, words: str, log: Path | None) -> str:
         return f"that was worker {rank}, exit code {code}; the others were ended"
     error = f"error: {describe_end(rank, code)}; the others were ended"
     where = "" if log is None else f"its log is {log}; "
-    hint = f"hint: {where}the same command goes on from what is on disk"
+    hint = f"hint: {where}the same command resumes the run"
     return "\n\n".join(part for part in (words, error, hint) if part)
 
 

@@ -116,7 +116,7 @@ def _watch(fit: "_Fit", coordinator: Any, log: Follower, stop: "_FirstSignal") -
 def _outcome(ending: Ending | None, job: Job) -> int:
     """Shows why all were ended, if that is news; the exit code of it."""
     if ending is None:
-        raise YaokiError("Ray ended the workers without a word", hint="the same command goes on from there")
+        raise YaokiError("Ray ended the workers without a word", hint="the same command resumes the run")
     if ending.is_failure:
         log = log_path(job.logs, ending.rank) if ending.rank else None
         print(describe_failure(ending.rank, ending.code, ending.words, log), file=sys.stderr)
@@ -224,7 +224,7 @@ class _Fit:
         """YaokiError if Ray itself gave up."""
         if self._error is not None:
             raise YaokiError(
-                f"Ray gave up: {self._error}", hint="the same command goes on from what is on disk"
+                f"Ray gave up: {self._error}", hint="the same command resumes the run"
             )
 
     def _fit(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.shared import made_once, session_folder
+from tests.support.shared import UnbrokenRuns, session_folder
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -45,14 +45,19 @@ def rng() -> random.Random:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Path:
-    """An unbroken run of STEPS steps with checkpoints of steps 2 and 3; nobody may write into it."""
-    from tests.support.attempts import STEPS, config_of, train_here
+def unbroken_run(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Iterator[UnbrokenRuns]:
+    """`unbroken_run(config)` is a run that was never interrupted, trained once a session; read-only."""
+    runs = UnbrokenRuns(tmp_path_factory)
+    yield runs
+    runs.check()
 
-    def make(folder: Path) -> None:
-        train_here(folder / "run", config_of(f"train.steps={STEPS}"))
 
-    return made_once(tmp_path_factory, "finished", make) / "run"
+@pytest.fixture(scope="session")
+def finished(unbroken_run: UnbrokenRuns) -> Path:
+    """A run of STEPS steps with checkpoints of steps 2 and 3; read-only."""
+    from tests.support.attempts import config_of
+
+    return unbroken_run(config_of())
 
 
 @pytest.fixture

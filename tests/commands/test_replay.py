@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.attempts import STEPS, config_of, train_here
 from tests.support.harness import assert_same_run, checkpoint_steps, final_state
+from tests.support.shared import UnbrokenRuns
 from yaoki.checkpoint.pins import Pins
 from yaoki.commands.fork import fork
 from yaoki.commands.replay import restore_step
@@ -23,19 +24,17 @@ def restore(path: Path, step: int) -> Path:
         return restore_step(RunDirectory(path), step, console)
 
 
-@pytest.fixture(scope="module")
-def every_step(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Path:
+@pytest.fixture
+def every_step(unbroken_run: UnbrokenRuns) -> Path:
     """The same run with a checkpoint of every step: what a restored one must equal."""
-    path = tmp_path_factory.mktemp("every") / "run"
-    train_here(path, config_of("checkpoint.every_steps=1"))
-    return path
+    return unbroken_run(config_of("checkpoint.every_steps=1"))
 
 
 @pytest.fixture
-def journaled(tmp_path: Path) -> Path:
+def journaled(unbroken_run: UnbrokenRuns, tmp_path: Path) -> Path:
     """A finished run that has a checkpoint of its last step only, and its whole journal."""
-    path = tmp_path / "run"
-    train_here(path, config_of(KEEP_ALL, "checkpoint.every_steps=0"))
+    done = unbroken_run(config_of(KEEP_ALL, "checkpoint.every_steps=0"))
+    path = Path(shutil.copytree(done, tmp_path / "run"))
     assert checkpoint_steps(path) == [STEPS]
     return path
 

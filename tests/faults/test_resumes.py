@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import Ended, assert_same_run, run_to_end
+from tests.support.shared import UnbrokenRuns
 
 from . import resumes
 from .effects import FAULTS, Effect, Fault
@@ -37,15 +38,14 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Runs:
-    folder = tmp_path_factory.mktemp("runs")
-    run_to_end(folder / "unbroken", resumes.CONFIG)
+def runs(tmp_path_factory: pytest.TempPathFactory, unbroken_run: UnbrokenRuns) -> Runs:
+    folder, unbroken = tmp_path_factory.mktemp("runs"), unbroken_run(resumes.CONFIG)
     resumes.make_killed_run(folder / "killed")
     resumed = resumes.copy(folder / "killed", folder / "resumed")
     ended = resumes.resume(resumed)
     assert ended.exit_code == 0, ended.log
-    assert_recovered(resumed, folder / "unbroken")
-    return Runs(folder / "unbroken", folder / "killed", resumed, resumes.effects(resumed))
+    assert_recovered(resumed, unbroken)
+    return Runs(unbroken, folder / "killed", resumed, resumes.effects(resumed))
 
 
 def assert_recovered(path: Path, unbroken: Path) -> None:

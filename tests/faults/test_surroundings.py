@@ -13,10 +13,10 @@ from tests.support.harness import (
     assert_same_run,
     make_config,
     run,
-    run_to_end,
     start,
     wait_for_step,
 )
+from tests.support.shared import UnbrokenRuns
 from tests.support.snapshots import INFO, small_snapshot
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.io.store import CheckpointStore
@@ -32,11 +32,9 @@ STEPS = 6
 CONFIG = make_config(*TINY, f"train.steps={STEPS}")
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("unbroken") / "run"
-    run_to_end(path, CONFIG)
-    return path
+@pytest.fixture
+def unbroken(unbroken_run: UnbrokenRuns) -> Path:
+    return unbroken_run(CONFIG)
 
 
 def test_a_directory_that_was_copied_while_training(unbroken: Path, tmp_path: Path) -> None:
@@ -62,10 +60,11 @@ def assert_same_or_refused(ended: Ended, path: Path, unbroken: Path) -> None:
         assert "hint: " in ended.log
 
 
-def test_the_clock_jumps_back_between_attempts(unbroken: Path, tmp_path: Path) -> None:
+def test_the_clock_jumps_back_between_attempts(
+    unbroken_run: UnbrokenRuns, unbroken: Path, tmp_path: Path
+) -> None:
     """Nothing is chosen by time."""
-    path = tmp_path / "run"
-    run_to_end(path, make_config(*TINY, "train.steps=3"))
+    path = Path(shutil.copytree(unbroken_run(make_config(*TINY, "train.steps=3")), tmp_path / "run"))
     assert run(path, CONFIG, before=the_clock_says_1970).exit_code == 0
     assert_same_run(path, unbroken, STEPS)
 

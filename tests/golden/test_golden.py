@@ -5,22 +5,22 @@ to rounding; later ones need not: Adam's first step turns the sign of a tiny gra
 """
 
 import json
-from pathlib import Path
 
 import pytest
 
 from tests.golden.record import GOLDEN, VARIANTS, environment_of, golden_rows
-from tests.support.harness import make_config, run_to_end
+from tests.support.harness import make_config
+from tests.support.shared import UnbrokenRuns
 
 RECORDED = json.loads(GOLDEN.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_trajectory_is_the_recorded_one(variant: str, tmp_path: Path) -> None:
-    run_to_end(tmp_path / "run", make_config(*VARIANTS[variant]))
-    rows, recorded = golden_rows(tmp_path / "run"), RECORDED["rows"][variant]
+def test_the_trajectory_is_the_recorded_one(variant: str, unbroken_run: UnbrokenRuns) -> None:
+    run = unbroken_run(make_config(*VARIANTS[variant]))
+    rows, recorded = golden_rows(run), RECORDED["rows"][variant]
 
-    if environment_of(tmp_path / "run") == RECORDED["environment"]:
+    if environment_of(run) == RECORDED["environment"]:
         assert rows == recorded
     assert len(rows) == len(recorded)
     for name, value in recorded[0].items():

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.resume.test_workers import worker
 from tests.support.harness import BASE, assert_same_run, make_config
-from tests.support.ranks import on_ranks
+from tests.support.shared import UnbrokenRuns
 from yaoki.runs.directory import RunDirectory
 
 REPOSITORY = Path(__file__).parents[2]
@@ -48,13 +47,10 @@ def plans() -> Iterator[Path]:
         plan.unlink()
 
 
-@pytest.fixture(scope="session")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, _hooks: None) -> Path:
-    """What two workers come to that no launcher has started."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    config = make_config(f"train.steps={STEPS}")
-    assert on_ranks(2, folder, worker(folder / "run", config)) == ["finished"] * 2
-    return folder / "run"
+@pytest.fixture
+def unbroken(unbroken_run: UnbrokenRuns) -> Path:
+    """A run of two workers that no launcher has started."""
+    return unbroken_run(make_config(f"train.steps={STEPS}"), num_workers=2)
 
 
 class Command:

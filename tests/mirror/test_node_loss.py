@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 
-import yaoki.train.session  # noqa: F401 - imported once here, not in every forked attempt
 from tests.support.harness import assert_same_run, make_config, run_and_kill, run_to_end
+from tests.support.shared import UnbrokenRuns
 from yaoki.cli.main import _resolve
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("unbroken") / "run"
-    run_to_end(path, make_config())
-    return path
+@pytest.fixture
+def unbroken(unbroken_run: UnbrokenRuns) -> Path:
+    return unbroken_run(make_config())
 
 
 @pytest.mark.parametrize("where", ["path", "s3"])

@@ -1,6 +1,7 @@
-"""The diamond: N steps unbroken equals k steps, SIGKILL at a random instant of a later step, resume, to N."""
+"""A run killed by SIGKILL at a random instant and resumed to step N has the bits of N steps unbroken."""
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.harness import (
     trajectory,
     wait_for_step,
 )
+from tests.support.shared import UnbrokenRuns
 
 STEPS = 6
 GRPO = ["algorithm.name=grpo"]
@@ -44,70 +46,74 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_killed_and_resumed_is_unbroken(variant: str, runs: Path, rng: random.Random) -> None:
+def test_killed_and_resumed_is_unbroken(
+    variant: str, tmp_path: Path, unbroken_run: UnbrokenRuns, rng: random.Random
+) -> None:
     config = make_config(*VARIANTS[variant])
-    run_to_end(runs / "unbroken", config)
 
-    run_and_kill(runs / "killed", config, after_step=rng.randrange(2, STEPS - 1), rng=rng)
-    log = run_to_end(runs / "killed", config)
+    run_and_kill(tmp_path / "killed", config, after_step=rng.randrange(2, STEPS - 1), rng=rng)
+    log = run_to_end(tmp_path / "killed", config)
 
     assert "grade exact" in log or "starting at step 0" in log, "the kill may have hit the first save"
-    assert_same_run(runs / "killed", runs / "unbroken", STEPS)
-    rewards = [row["reward"] for row in trajectory(runs / "unbroken")]
+    assert_same_run(tmp_path / "killed", unbroken_run(config), STEPS)
+    rewards = [row["reward"] for row in trajectory(tmp_path / "killed")]
     assert 0 < sum(rewards) < STEPS, "without both rewards nothing is learned and nothing is proved"
 
 
-def test_two_kills_in_a_row(runs: Path, rng: random.Random) -> None:
+def test_two_kills_in_a_row(tmp_path: Path, unbroken_run: UnbrokenRuns, rng: random.Random) -> None:
     config = make_config(*EVERYTHING)
-    run_to_end(runs / "unbroken", config)
 
-    run_and_kill(runs / "killed", config, after_step=2, rng=rng)
-    run_and_kill(runs / "killed", config, after_step=4, rng=rng)
-    run_to_end(runs / "killed", config)
+    run_and_kill(tmp_path / "killed", config, after_step=2, rng=rng)
+    run_and_kill(tmp_path / "killed", config, after_step=4, rng=rng)
+    run_to_end(tmp_path / "killed", config)
 
-    assert_same_run(runs / "killed", runs / "unbroken", STEPS)
+    assert_same_run(tmp_path / "killed", unbroken_run(config), STEPS)
 
 
-def test_killed_before_the_first_checkpoint(runs: Path) -> None:
+def test_killed_before_the_first_checkpoint(tmp_path: Path, unbroken_run: UnbrokenRuns) -> None:
+    """The unbroken run saves more often, which changes nothing."""
     config = make_config(*EVERYTHING, "checkpoint.every_steps=4")
-    run_to_end(runs / "unbroken", config)
 
-    process = start(runs / "killed", config)
-    wait_for_step(runs / "killed", process, 2)
+    process = start(tmp_path / "killed", config)
+    wait_for_step(tmp_path / "killed", process, 2)
     kill(process)
-    assert checkpoint_steps(runs / "killed") == []
-    log = run_to_end(runs / "killed", config)
+    assert checkpoint_steps(tmp_path / "killed") == []
+    log = run_to_end(tmp_path / "killed", config)
 
     assert "step 1: 16 rollouts from the journal, came out as in attempt 1, bit for bit" in log
-    assert_same_run(runs / "killed", runs / "unbroken", STEPS)
+    assert_same_run(tmp_path / "killed", unbroken_run(make_config(*EVERYTHING)), STEPS)
 
 
-def test_killed_before_the_first_step(runs: Path) -> None:
+def test_killed_before_the_first_step(tmp_path: Path, unbroken_run: UnbrokenRuns) -> None:
     config = make_config()
-    run_to_end(runs / "unbroken", config)
 
-    process = start(runs / "killed", config)
-    while not (runs / "killed" / "attempts.jsonl").exists():
+    process = start(tmp_path / "killed", config)
+    while not (tmp_path / "killed" / "attempts.jsonl").exists():
         assert process.is_alive()
     kill(process)
-    run_to_end(runs / "killed", config)
+    run_to_end(tmp_path / "killed", config)
 
-    assert_same_run(runs / "killed", runs / "unbroken", STEPS)
-
-
-def test_a_finished_run_says_so_and_more_steps_continue_it(runs: Path) -> None:
-    run_to_end(runs / "unbroken", make_config(*EVERYTHING))
-
-    run_to_end(runs / "continued", make_config(*EVERYTHING, "train.steps=3"))
-    assert "already finished" in run_to_end(runs / "continued", make_config(*EVERYTHING, "train.steps=3"))
-    run_to_end(runs / "continued", make_config(*EVERYTHING))
-
-    assert_same_run(runs / "continued", runs / "unbroken", STEPS)
+    assert_same_run(tmp_path / "killed", unbroken_run(config), STEPS)
 
 
-def test_another_checkpoint_interval_changes_nothing(runs: Path) -> None:
-    run_to_end(runs / "often", make_config(*EVERYTHING, "checkpoint.every_steps=1", "checkpoint.keep_last=1"))
-    run_to_end(runs / "rarely", make_config(*EVERYTHING, "checkpoint.every_steps=0"))
+def test_a_finished_run_says_so_and_more_steps_continue_it(
+    tmp_path: Path, unbroken_run: UnbrokenRuns
+) -> None:
+    short, path = make_config(*EVERYTHING, "train.steps=3"), tmp_path / "continued"
+    shutil.copytree(unbroken_run(short), path)
 
-    assert checkpoint_steps(runs / "often") == [STEPS]
-    assert_same_run(runs / "often", runs / "rarely", STEPS)
+    assert "already finished" in run_to_end(path, short)
+    run_to_end(path, make_config(*EVERYTHING))
+
+    assert_same_run(path, unbroken_run(make_config(*EVERYTHING)), STEPS)
+
+
+def test_another_checkpoint_interval_changes_nothing(tmp_path: Path, unbroken_run: UnbrokenRuns) -> None:
+    """Of every step, of every other step, and of the last step only."""
+    often, rarely = tmp_path / "often", tmp_path / "rarely"
+    run_to_end(often, make_config(*EVERYTHING, "checkpoint.every_steps=1", "checkpoint.keep_last=1"))
+    run_to_end(rarely, make_config(*EVERYTHING, "checkpoint.every_steps=0"))
+
+    assert checkpoint_steps(often) == checkpoint_steps(rarely) == [STEPS]
+    assert_same_run(often, unbroken_run(make_config(*EVERYTHING)), STEPS)
+    assert_same_run(rarely, unbroken_run(make_config(*EVERYTHING)), STEPS)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.harness import EVERYTHING, final_state, make_config, run, run_to_end, trajectory
+from tests.support.harness import EVERYTHING, final_state, make_config, run, trajectory
+from tests.support.shared import UnbrokenRuns
 from yaoki.checkpoint.io.reader import load
 from yaoki.runs.directory import RunDirectory
 from yaoki.train import session
@@ -34,13 +35,16 @@ NEEDED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def cut_run(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Path:
-    """A run that uses everything, ended at CUT, beside the same one unbroken to STEPS."""
-    directory = tmp_path_factory.mktemp("cut")
-    run_to_end(directory / "unbroken", make_config(*EVERYTHING))
-    run_to_end(directory / "cut", make_config(*EVERYTHING, f"train.steps={CUT}"))
-    return directory
+@pytest.fixture
+def unbroken(unbroken_run: UnbrokenRuns) -> Path:
+    """A run that uses everything, of STEPS steps."""
+    return unbroken_run(make_config(*EVERYTHING))
+
+
+@pytest.fixture
+def cut_run(unbroken_run: UnbrokenRuns) -> Path:
+    """The same run, ended at step CUT."""
+    return unbroken_run(make_config(*EVERYTHING, f"train.steps={CUT}"))
 
 
 def forget(*names: str) -> Callable[[], None]:
@@ -68,33 +72,33 @@ def forget(*names: str) -> Callable[[], None]:
 
 
 def resumed_without(cut_run: Path, path: Path, *names: str) -> Path:
-    shutil.copytree(cut_run / "cut", path)
+    shutil.copytree(cut_run, path)
     ended = run(path, make_config(*EVERYTHING), forget(*names))
     assert ended.exit_code == 0, ended.log
     return path
 
 
-def test_with_every_part_the_bits_are_the_same(cut_run: Path, tmp_path: Path) -> None:
+def test_with_every_part_the_bits_are_the_same(cut_run: Path, unbroken: Path, tmp_path: Path) -> None:
     path = resumed_without(cut_run, tmp_path / "run")
-    assert final_state(path, STEPS) == final_state(cut_run / "unbroken", STEPS)
-    assert trajectory(path) == trajectory(cut_run / "unbroken")
+    assert final_state(path, STEPS) == final_state(unbroken, STEPS)
+    assert trajectory(path) == trajectory(unbroken)
 
 
 @pytest.mark.parametrize("part", NEEDED)
-def test_without_a_part_the_run_is_another(part: str, cut_run: Path, tmp_path: Path) -> None:
+def test_without_a_part_the_run_is_another(part: str, cut_run: Path, unbroken: Path, tmp_path: Path) -> None:
     """The control of the diamond: if leaving a part out changed nothing, the diamond would prove nothing."""
     path = resumed_without(cut_run, tmp_path / "run", part)
-    assert trajectory(path) != trajectory(cut_run / "unbroken")
+    assert trajectory(path) != trajectory(unbroken)
 
 
-def test_weights_alone_are_another_run(cut_run: Path, tmp_path: Path) -> None:
+def test_weights_alone_are_another_run(cut_run: Path, unbroken: Path, tmp_path: Path) -> None:
     others = [name for name in NEEDED if not name.endswith(".params")]
     path = resumed_without(cut_run, tmp_path / "run", *others)
-    assert trajectory(path)[CUT:] != trajectory(cut_run / "unbroken")[CUT:]
+    assert trajectory(path)[CUT:] != trajectory(unbroken)[CUT:]
 
 
 def test_the_list_of_needed_parts_is_the_inventory(cut_run: Path) -> None:
-    checkpoint = load(cut_run / "cut" / "checkpoints" / f"step-{CUT:08d}")
+    checkpoint = load(cut_run / "checkpoints" / f"step-{CUT:08d}")
     assert sorted(checkpoint.parts) == sorted([*NEEDED, "lineage", "metrics"])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.harness import EVERYTHING, assert_same_run, die, make_config, run, run_to_end
 from tests.support.metrics import read_metrics
+from tests.support.shared import UnbrokenRuns
 from yaoki.journal.metrics import MetricsLog
 from yaoki.learner.learner import Learner
 from yaoki.train.exchange import StepJournal
@@ -24,11 +25,9 @@ def config_of(*overrides: str) -> Any:
     return make_config(f"train.steps={STEPS}", *overrides)
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Path:
-    path = tmp_path_factory.mktemp("unbroken") / "run"
-    run_to_end(path, config_of())
-    return path
+@pytest.fixture
+def unbroken(unbroken_run: UnbrokenRuns) -> Path:
+    return unbroken_run(config_of())
 
 
 def die_while_generating(step: int, after: int) -> Patch:
@@ -110,10 +109,10 @@ KINDS = {"grpo": ["algorithm.name=grpo"], "everything": EVERYTHING}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_steps_after_the_last_checkpoint_are_replayed(kind: str, tmp_path: Path) -> None:
-    overrides = KINDS[kind]
-    run_to_end(tmp_path / "unbroken", config_of(*overrides))
-    path = tmp_path / "run"
+def test_steps_after_the_last_checkpoint_are_replayed(
+    kind: str, tmp_path: Path, unbroken_run: UnbrokenRuns
+) -> None:
+    path, overrides = tmp_path / "run", KINDS[kind]
     crash(path, die_at_call(Learner, "score", 4), *overrides)
 
     log = run_to_end(path, config_of(*overrides))
@@ -121,7 +120,7 @@ def test_steps_after_the_last_checkpoint_are_replayed(kind: str, tmp_path: Path)
     assert "resuming from step-00000002, grade exact" in log
     assert "step 3: 16 rollouts from the journal, came out as in attempt 1, bit for bit" in log
     assert reused(path) == [0, 0, 16, 16]
-    assert_same_run(path, tmp_path / "unbroken", STEPS)
+    assert_same_run(path, unbroken_run(config_of(*overrides)), STEPS)
 
 
 def test_a_crash_while_replaying_changes_nothing(unbroken: Path, tmp_path: Path) -> None:

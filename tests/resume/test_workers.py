@@ -7,51 +7,27 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console as RichConsole
 
-from tests.support.harness import EVERYTHING, assert_same_run, die, log_path, make_config, trajectory
+from tests.support.harness import EVERYTHING, assert_same_run, die, make_config, trajectory
 from tests.support.ranks import Failure, on_ranks, outcomes
+from tests.support.shared import UnbrokenRuns
+from tests.support.workers import Patch, run_workers_to_end, worker
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.io.reader import load
-from yaoki.config.schema import Config
-from yaoki.errors import StopRequested
 from yaoki.journal.metrics import MetricsLog
 from yaoki.learner.learner import Learner
 from yaoki.ranks.world import World
 from yaoki.rollout.engines.transformers import TransformersEngine
 from yaoki.runs.directory import RunDirectory
-from yaoki.train.console import Console
-from yaoki.train.session import train
 from yaoki.train.trackers import FollowedMetrics
 
 STEPS = 6
-Patch = Callable[[World], None]
-
-
-def worker(path: Path, config: Config, patch: Patch | None = None) -> Callable[[World], str]:
-    def work(world: World) -> str:
-        if patch is not None:
-            patch(world)
-        said = log_path(path) if world.is_first else Path(os.devnull)
-        with said.open("a") as log, Console(0, RichConsole(file=log, width=400)) as console:
-            try:
-                train(RunDirectory(path), config, console, world)
-            except StopRequested as reason:
-                return f"stopped: {reason}"
-        return "finished"
-
-    return work
-
-
-def run_to_end(path: Path, config: Config, size: int, runs: Path) -> str:
-    assert on_ranks(size, runs, worker(path, config)) == ["finished"] * size
-    return log_path(path).read_text("utf-8")
 
 
 def kill_after(step: int, delay_s: float, *ranks: int) -> Patch:
@@ -77,47 +53,43 @@ def kill_after(step: int, delay_s: float, *ranks: int) -> Patch:
 
 @pytest.mark.parametrize("killed_ranks", [(1,), (0,), (0, 1)], ids=str)
 def test_killed_and_resumed_is_unbroken(
-    killed_ranks: tuple[int, ...], runs: Path, rng: random.Random
+    killed_ranks: tuple[int, ...], tmp_path: Path, unbroken_run: UnbrokenRuns, rng: random.Random
 ) -> None:
     config = make_config(*EVERYTHING)
-    run_to_end(runs / "unbroken", config, 2, runs)
     for _ in range(2):
         patch = kill_after(rng.randrange(1, STEPS - 2), rng.uniform(0, 1.5), *killed_ranks)
-        ended = outcomes(2, runs, worker(runs / "killed", config, patch))
+        ended = outcomes(2, tmp_path, worker(tmp_path / "killed", config, patch))
         assert not set(killed_ranks) & ended.keys()
         for failure in ended.values():
             assert isinstance(failure, Failure)
             assert "PeerLostError" in failure.text
-    log = run_to_end(runs / "killed", config, 2, runs)
+    log = run_workers_to_end(tmp_path / "killed", config, 2)
     assert "grade exact" in log or "starting at step 0" in log
-    assert_same_run(runs / "killed", runs / "unbroken", STEPS)
+    assert_same_run(tmp_path / "killed", unbroken_run(config, num_workers=2), STEPS)
 
 
-def test_two_workers_train_what_one_trains(runs: Path) -> None:
+def test_two_workers_train_what_one_trains(unbroken_run: UnbrokenRuns) -> None:
     """Until rounding has changed a sampled token: the first steps."""
     config = make_config()
-    run_to_end(runs / "one", config, 1, runs)
-    run_to_end(runs / "two", config, 2, runs)
-    for one, two in zip(trajectory(runs / "one")[:3], trajectory(runs / "two")[:3], strict=True):
+    alone, together = trajectory(unbroken_run(config)), trajectory(unbroken_run(config, num_workers=2))
+    for one, two in zip(alone[:3], together[:3], strict=True):
         for name in ("reward", "length", "policy_loss", "policy_grad_norm", "critic_loss", "policy_entropy"):
             assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5), (one["step"], name)
 
 
 @pytest.mark.parametrize(("writers", "readers"), [(1, 2), (2, 1), (2, 3), (4, 2)])
-def test_another_number_of_workers_goes_on(writers: int, readers: int, runs: Path) -> None:
+def test_another_number_of_workers_goes_on(
+    writers: int, readers: int, tmp_path: Path, unbroken_run: UnbrokenRuns
+) -> None:
     """The first step samples what it would have with as many workers as before, to the bit."""
-    path, half = runs / "run", make_config("train.steps=4", "checkpoint.keep_last=1")
-    run_to_end(path, half, writers, runs)
+    path = Path(shutil.copytree(unbroken_run(make_config("train.steps=4"), writers), tmp_path / "run"))
     saved = Catalog(path / "checkpoints").newest_valid().checkpoint
     assert saved is not None
     assert saved.manifest.world_size == writers
-    shutil.copytree(path, runs / "same")
-    config = make_config("checkpoint.every_steps=0")
-    log = run_to_end(path, config, readers, runs)
+    log = run_workers_to_end(path, make_config("checkpoint.every_steps=0"), readers)
     assert "grade elastic: same state, prompts, seeds and schedule" in log
     assert f"rounding differs because num_workers was {writers}, is {readers}" in log
-    assert "grade exact" in run_to_end(runs / "same", config, writers, runs)
-    ours, theirs = trajectory(path), trajectory(runs / "same")
+    ours, theirs = trajectory(path), trajectory(unbroken_run(make_config(), writers))
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
     assert ours[:4] == theirs[:4]
     assert ours[4]["fingerprint"]["rollouts"] == theirs[4]["fingerprint"]["rollouts"]
@@ -125,7 +97,7 @@ def test_another_number_of_workers_goes_on(writers: int, readers: int, runs: Pat
         assert [row[name] for row in ours] == [row[name] for row in theirs]
 
 
-def test_what_was_sampled_is_dealt_out_anew(runs: Path) -> None:
+def test_what_was_sampled_is_dealt_out_anew(tmp_path: Path) -> None:
     """Three workers die in step 2's update; two go on with all rollouts of it, and sample none."""
     config = make_config("train.steps=2", "checkpoint.every_steps=0", "engine.batch_size=2")
 
@@ -139,17 +111,19 @@ def test_what_was_sampled_is_dealt_out_anew(runs: Path) -> None:
 
         Learner.update = update_or_die  # type: ignore[method-assign]
 
-    assert outcomes(3, runs, worker(runs / "run", config, die_in_update)) == {}
-    parts = sorted(path.name[:8] for path in (runs / "run" / "rollouts" / "step-00000002").iterdir())
+    assert outcomes(3, tmp_path, worker(tmp_path / "run", config, die_in_update)) == {}
+    parts = sorted(path.name[:8] for path in (tmp_path / "run" / "rollouts" / "step-00000002").iterdir())
     assert set(parts) == {"rank-000", "rank-001", "rank-002"}
 
-    log = run_to_end(runs / "run", config, 2, runs)
+    log = run_workers_to_end(tmp_path / "run", config, 2)
     assert log.count("step 2: 16 rollouts from the journal") == 1
 
 
 @pytest.mark.parametrize("place", ["generate", "update"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_worker_is_told_to_stop_and_all_do(place: str, rank: int, runs: Path) -> None:
+def test_one_worker_is_told_to_stop_and_all_do(
+    place: str, rank: int, tmp_path: Path, unbroken_run: UnbrokenRuns
+) -> None:
     config = make_config("train.steps=50", "checkpoint.every_steps=0")
 
     def stop_in_third_step(world: World) -> None:
@@ -166,17 +140,16 @@ def test_one_worker_is_told_to_stop_and_all_do(place: str, rank: int, runs: Path
 
         setattr(owner, place, stopping)
 
-    ended = on_ranks(2, runs, worker(runs / "run", config, stop_in_third_step))
+    ended = on_ranks(2, tmp_path, worker(tmp_path / "run", config, stop_in_third_step))
     assert ended == ["stopped: SIGTERM received"] * 2
-    attempts = RunDirectory(runs / "run").attempts()
+    attempts = RunDirectory(tmp_path / "run").attempts()
     assert [attempt["outcome"] for attempt in attempts] == ["stopped"]
     config = make_config()
-    run_to_end(runs / "run", config, 2, runs)
-    run_to_end(runs / "unbroken", config, 2, runs)
-    assert_same_run(runs / "run", runs / "unbroken", STEPS)
+    run_workers_to_end(tmp_path / "run", config, 2)
+    assert_same_run(tmp_path / "run", unbroken_run(config, num_workers=2), STEPS)
 
 
-def test_a_worker_that_fails_is_the_end_of_all(runs: Path) -> None:
+def test_a_worker_that_fails_is_the_end_of_all(tmp_path: Path) -> None:
     """Within the time that it takes to notice, not after the time limit."""
 
     def fail(world: World) -> None:
@@ -187,7 +160,7 @@ def test_a_worker_that_fails_is_the_end_of_all(runs: Path) -> None:
             TransformersEngine.generate = generate  # type: ignore[method-assign]
 
     begin = time.monotonic()
-    ended = outcomes(3, runs, worker(runs / "run", make_config(), fail), timeout_s=1000)
+    ended = outcomes(3, tmp_path, worker(tmp_path / "run", make_config(), fail), timeout_s=1000)
     assert time.monotonic() - begin < 200
     assert "on purpose" in ended[1].text
     for rank in (0, 2):
@@ -195,18 +168,18 @@ def test_a_worker_that_fails_is_the_end_of_all(runs: Path) -> None:
         assert "GLHF" not in ended[rank].text.rpartition("PeerLostError: ")[2]
 
 
-def test_a_run_of_several_is_refused_as_that_of_one_is(runs: Path) -> None:
+def test_a_run_of_several_is_refused_as_that_of_one_is(tmp_path: Path, unbroken_run: UnbrokenRuns) -> None:
     """What the first worker finds out, the others say too."""
-    run_to_end(runs / "run", make_config("train.steps=1"), 2, runs)
-    ended = outcomes(2, runs, worker(runs / "run", make_config("train.seed=3")))
+    path = Path(shutil.copytree(unbroken_run(make_config("train.steps=4"), num_workers=2), tmp_path / "run"))
+    ended = outcomes(2, tmp_path, worker(path, make_config("train.seed=3")))
     assert len(ended) == 2
     for failure in ended.values():
         assert "this run cannot go on with a changed config" in failure.text
 
 
-def test_weights_are_spread_in_the_checkpoint(runs: Path) -> None:
-    run_to_end(runs / "run", make_config("train.steps=2"), 2, runs)
-    (directory,) = (runs / "run" / "checkpoints").glob("step-00000002")
+def test_weights_are_spread_in_the_checkpoint(unbroken_run: UnbrokenRuns) -> None:
+    run = unbroken_run(make_config("train.steps=4"), num_workers=2)
+    directory = run / "checkpoints" / "step-00000004"
     sizes = [path.stat().st_size for path in sorted(directory.glob("policy.params-*"))]
     assert len(sizes) == 2
     assert max(sizes) < 1.2 * min(sizes)

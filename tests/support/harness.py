@@ -91,6 +91,8 @@ class Ended:
 
 def start(path: Path, config: Config, before: Any = None) -> multiprocessing.Process:
     """Begin an attempt in a forked process; `before` runs in it first. Its output goes to path.log."""
+    import yaoki.train.session  # noqa: F401 - imported once here, not again in every forked process
+
     context = multiprocessing.get_context("fork")
     process = context.Process(target=_attempt, args=(path, config, before))
     process.start()

@@ -9,6 +9,7 @@ import torch
 
 from tests.support.attempts import STEPS, config_of, train_here
 from tests.support.harness import assert_same_run, checkpoint_steps, final_state
+from tests.support.shared import UnbrokenRuns
 from yaoki.checkpoint.io.frozen import FrozenTensors
 from yaoki.checkpoint.verify import read_manifest
 from yaoki.errors import YaokiError
@@ -46,13 +47,13 @@ def test_a_trainer_that_writes_in_the_window_is_stopped(
 
 
 def test_evaluation_weight_sync_and_a_new_reference_leave_the_window_alone(
-    tmp_path: Path, finished: Path
+    tmp_path: Path, finished: Path, unbroken_run: UnbrokenRuns
 ) -> None:
     """Saves of every step, with all of them going on beside: the same bits as saves of every other step."""
-    train_here(tmp_path / "often", config_of("checkpoint.every_steps=1"))
-    assert checkpoint_steps(tmp_path / "often") == [1, 2, 3]
-    assert final_state(tmp_path / "often", 2) == final_state(finished, 2)
-    assert_same_run(tmp_path / "often", finished, STEPS)
+    often = unbroken_run(config_of("checkpoint.every_steps=1"))
+    assert checkpoint_steps(often) == [1, 2, 3]
+    assert final_state(often, 2) == final_state(finished, 2)
+    assert_same_run(often, finished, STEPS)
     refreshed = [
         "kl.refresh_reference_every_epoch=true",
         "data.tasks_per_epoch=6",

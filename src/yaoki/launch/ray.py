@@ -223,9 +223,7 @@ class _Fit:
     def require_success(self) -> None:
         """YaokiError if Ray itself gave up."""
         if self._error is not None:
-            raise YaokiError(
-                f"Ray gave up: {self._error}", hint="the same command resumes the run"
-            )
+            raise YaokiError(f"Ray gave up: {self._error}", hint="the same command resumes the run")
 
     def _fit(self) -> None:
         try:

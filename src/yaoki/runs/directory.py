@@ -44,6 +44,9 @@ from yaoki.runs.records import (
     StartRecord,
 )
 
+_RUN, _ATTEMPTS, _SUMMARY = "run.json", "attempts.jsonl", "summary.json"
+_START, _SAVED = "start.json", "saved.json"
+
 _Record = TypeVar("_Record", bound=Record)
 
 
@@ -102,12 +105,12 @@ class RunDirectory:
     @property
     def exists(self) -> bool:
         """True once a run was started here."""
-        return self._run_path.is_file()
+        return (self.path / _RUN).is_file()
 
     @property
     def run_id(self) -> str:
         """The run's id. RefusedError for a run of another format version."""
-        found = _read_json(self._run_path)
+        found = _read_json(self.path / _RUN)
         version, run_id = found.get("format_version"), found.get("run_id")
         if version != FORMAT_VERSION:
             raise RefusedError(
@@ -115,7 +118,7 @@ class RunDirectory:
                 hint="finish it with the version of Yaoki that wrote it, or start a new run with --run",
             )
         if not isinstance(run_id, str):
-            raise CorruptCheckpointError(f"{self._run_path} holds no run_id", hint="put it back as it was")
+            raise CorruptCheckpointError(f"{self.path / _RUN} holds no run_id", hint="put it back as it was")
         return run_id
 
     def require_run(self) -> None:
@@ -131,7 +134,7 @@ class RunDirectory:
     @property
     def parent(self) -> Parent | None:
         """What this run was forked from, if it was."""
-        found = _read_json(self._run_path).get("parent")
+        found = _read_json(self.path / _RUN).get("parent")
         return None if found is None else Parent.from_json(found)
 
     def create(self, config: Config, *, name: str | None = None, parent: Parent | None = None) -> None:
@@ -142,7 +145,7 @@ class RunDirectory:
         self.store_config(config)
         run_id = f"{name or self.path.name}-{secrets.token_hex(4)}"
         facts = {"run_id": run_id, "created_unix_s": time.time(), "format_version": FORMAT_VERSION}
-        _write_json(self._run_path, facts | ({} if parent is None else {"parent": asdict(parent)}))
+        _write_json(self.path / _RUN, facts | ({} if parent is None else {"parent": asdict(parent)}))
 
     def stored_config(self) -> Config:
         """The config of the newest attempt."""
@@ -151,7 +154,9 @@ class RunDirectory:
     @property
     def has_begun(self) -> bool:
         """Whether anything was trained or sampled; False if every attempt ended before that."""
-        return self._start_path.exists() or self._saved_path.exists() or any(self.checkpoints.glob("*"))
+        return (
+            (self.path / _START).exists() or (self.path / _SAVED).exists() or any(self.checkpoints.glob("*"))
+        )
 
     def begin_anew(self, config: Config) -> None:
         """Replace the config of a run that has not begun."""
@@ -170,7 +175,7 @@ class RunDirectory:
         CorruptCheckpointError where there should be one: all are damaged, or they are gone.
         """
         choice = Catalog(self.checkpoints).choose_or_raise(read_all=read_all, refused=refused)
-        if choice.checkpoint is None and self._saved_path.exists():
+        if choice.checkpoint is None and (self.path / _SAVED).exists():
             raise CorruptCheckpointError(
                 f"checkpoints were saved in {self.checkpoints}, but there is none any more",
                 hint=f"put them back; or, to start again from step 0, move {self.path} away",
@@ -179,21 +184,21 @@ class RunDirectory:
 
     def mark_saved(self) -> None:
         """Remember for good that a checkpoint was committed: from now on a fresh start would be a loss."""
-        if not self._saved_path.exists():
-            _write_json(self._saved_path, {"first_saved_unix_s": time.time()})
+        if not (self.path / _SAVED).exists():
+            _write_json(self.path / _SAVED, {"first_saved_unix_s": time.time()})
 
     def recorded_start(self) -> StartRecord | None:
         """What the first attempt found at step 0."""
-        return _read_record(self._start_path, StartRecord) if self._start_path.is_file() else None
+        return _read_record(self.path / _START, StartRecord) if (self.path / _START).is_file() else None
 
     def record_start(self, start: StartRecord) -> None:
-        _write_json(self._start_path, start.model_dump())
+        _write_json(self.path / _START, start.model_dump())
 
     def attempts(self) -> list[AttemptRecord]:
         """One entry per attempt, oldest first; `outcome` is `killed` where no end was written."""
         entries: list[AttemptRecord] = []
         try:
-            for line in _lines(self._attempts_path):
+            for line in _lines(self.path / _ATTEMPTS):
                 if "outcome" in line:
                     end = AttemptEnd.model_validate(line)
                     entries[-1] = entries[-1].model_copy(update=end.model_dump())
@@ -202,24 +207,26 @@ class RunDirectory:
         except (ValidationError, IndexError) as error:
             reason = f"a line is not an attempt's: {error}"
             raise CorruptCheckpointError(
-                f"{self._attempts_path}: {reason}", hint="put it back as it was"
+                f"{self.path / _ATTEMPTS}: {reason}", hint="put it back as it was"
             ) from error
         return entries
 
     def log_attempt(self, line: AttemptStart | AttemptEnd) -> None:
         """Append the current attempt's start or end."""
-        file = fs.open_at_end(self._attempts_path)
+        file = fs.open_at_end(self.path / _ATTEMPTS)
         with contextlib.closing(file):
-            file.cut(self._attempts_path.read_bytes().rfind(b"\n") + 1)  # a torn line would swallow this one
+            file.cut(
+                (self.path / _ATTEMPTS).read_bytes().rfind(b"\n") + 1
+            )  # a torn line would swallow this one
             file.write(json.dumps(line.model_dump(exclude_none=True)).encode() + b"\n")
             file.sync()
 
     def write_summary(self, summary: RunSummary) -> None:
-        _write_json(self._summary_path, summary.model_dump())
+        _write_json(self.path / _SUMMARY, summary.model_dump())
 
     def summary(self) -> RunSummary | None:
         """The end of the run, once it has reached train.steps."""
-        return _read_record(self._summary_path, RunSummary) if self._summary_path.is_file() else None
+        return _read_record(self.path / _SUMMARY, RunSummary) if (self.path / _SUMMARY).is_file() else None
 
     def final_accuracy(self) -> tuple[int, float] | None:
         """The last step with its held-out accuracy, once the run has reached train.steps."""
@@ -261,32 +268,12 @@ class RunDirectory:
             return
         if any(found.kind is not Kind.UNFINISHED for found in Catalog(self.checkpoints).candidates()):
             raise CorruptCheckpointError(
-                f"{self._run_path} is missing, and there are checkpoints beside it",
+                f"{self.path / _RUN} is missing, and there are checkpoints beside it",
                 hint="put it back from a copy: it says which run they belong to",
             )
 
     def _attempt_directory(self, attempt: int) -> Path:
         return self.path / "attempts" / f"{attempt:04d}"
-
-    @property
-    def _run_path(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def _attempts_path(self) -> Path:
-        return self.path / "attempts.jsonl"
-
-    @property
-    def _start_path(self) -> Path:
-        return self.path / "start.json"
-
-    @property
-    def _saved_path(self) -> Path:
-        return self.path / "saved.json"
-
-    @property
-    def _summary_path(self) -> Path:
-        return self.path / "summary.json"
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -144,7 +144,7 @@ def test_mined_prompts_can_be_trained_on(yaoki: Yaoki, trained: Trained) -> None
         (["checkpoints", "unpin", "RUN", "paper"], 5, ["nothing is pinned as 'paper'"]),
         (["fork", "nowhere", "--at", 1, "--to", "new"], 5, ["there is no run in nowhere"]),
         (["fork", "RUN", "--at", 1, "--to", "RUN"], 3, ["already exists"]),
-        (["fork", "RUN", "--at", 1, "--to", "new", "train.algorithm=grpo"], 3, ["cannot go on with these"]),
+        (["fork", "RUN", "--at", 1, "--to", "new", "algorithm.name=grpo"], 3, ["cannot go on with these"]),
         (["fork", "RUN", "--at", 1, "--to", "new", "train.step=1"], 2, ["did you mean train.steps?"]),
         (["rollouts", "nowhere", "--step", 1], 5, ["there is no run in nowhere"]),
         (["rollouts", "RUN", "--step", 9], 5, ["nothing of step 9"]),

@@ -54,7 +54,7 @@ def write_step(run: RunDirectory, step: int, groups: list[list[Rollout]]) -> Non
     with RolloutJournal(run.rollouts, identity, flush_seconds=60, flush_rollouts=100) as journal:
         journal.open_step(step, 0, [rollouts[0].prompt for rollouts in groups])
         for rollouts in groups:
-            journal.append(step, rollouts)
+            journal.append(rollouts)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ ROOMS = {
     },
     "commands": {
         *("errors", "fs", "seeding", "types", "strict_json"),
-        *("config", "ranks", "rewards", "models", "rollout", "rollout/engines"),
+        *("config", "ranks", "rewards", "rl", "models", "rollout", "rollout/engines"),
         *("checkpoint", "checkpoint/io", "journal", "runs", "train"),
     },
     "launch": {"errors", "ranks"},

@@ -133,12 +133,18 @@ def test_what_a_verifier_prints_or_reads_is_not_taken_for_the_protocol(capfd):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1", 1.0), ("0", 0.0), ("0.5", None), ("-1", None), ("2", None), ("nan", None), ("x", None)],
+    [("1", 1.0), ("0", 0.0), ("0.1", 0.1), ("-2.5", -2.5), ("1e300", 1e300)]
+    + [(text, None) for text in ("nan", "inf", "-inf", "x")],
 )
-def test_rewards_are_0_or_1(text, expected):
+def test_a_reward_is_any_finite_number(text, expected):
     with VerifierPool("user_verifiers:rewards_what_it_is_told", 1, LONG_S) as pool:
         (verdict,) = verify(pool, text)
     assert verdict == (ERROR if expected is None else Verdict(expected, VerdictReason.CORRECT))
+
+
+def test_a_reward_that_is_no_number_is_an_error():
+    with VerifierPool("user_verifiers:rewards_a_text", 1, LONG_S) as pool:
+        assert verify(pool, "0.5") == [ERROR]
 
 
 def test_each_kind_of_failure_is_logged_once(caplog):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.rollouts import batch
+from tests.support.rollouts import batch, rollout
 from yaoki.train.accuracy import accuracy, interval, pass_at_k
+from yaoki.types import VerdictReason
 
 Z = 1.959964
 
@@ -44,6 +45,16 @@ def test_accuracy_of_a_batch(rewards: list[list[int]]) -> None:
     assert values == pytest.approx(sorted(values)), "more tries cannot solve less"
     assert 0 <= found.low <= found.pass_at_1 + 1e-12
     assert found.pass_at_1 <= found.high + 1e-12 <= 1 + 1e-9
+
+
+def test_what_counts_is_the_verdict_and_not_the_reward() -> None:
+    right, wrong = VerdictReason.CORRECT, VerdictReason.WRONG
+    judged = [(0.3, right), (0.9, wrong), (-1.0, wrong), (5.0, wrong)]
+    found = accuracy(
+        [rollout(0, sample, reward=reward, reason=reason) for sample, (reward, reason) in enumerate(judged)]
+    )
+    assert found.pass_at_1 == 0.25
+    assert found.pass_at_k == {1: 0.25, 2: 0.5, 4: 1.0}
 
 
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=200))

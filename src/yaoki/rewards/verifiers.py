@@ -19,7 +19,8 @@ from yaoki.types import Task, Verdict, VerdictReason
 class Verifier(Protocol):
     """Judges the text of a completion that stopped by itself.
 
-    The verdict must depend on the task and the text alone. Its reward is 0 or 1.
+    The verdict must depend on the task and the text alone. Its reward is any finite number; its reason says
+    whether the answer counts as correct.
     """
 
     def __call__(self, task: Task, text: str) -> Verdict: ...

@@ -12,6 +12,8 @@ The worker limits its memory; its time is limited from outside, by killing it (`
 
 import ctypes
 import json
+import math
+import numbers
 import os
 import resource
 import signal
@@ -63,13 +65,13 @@ def _checked(verdict: object) -> list[object]:
     """A verdict in transport form. ValueError if it breaks the contract of verifiers."""
     if not isinstance(verdict, Verdict):
         raise ValueError(f"a verifier must return a Verdict, not {type(verdict).__name__}")
-    if verdict.reward not in (0, 1):
-        raise ValueError(f"a reward must be 0 or 1, not {verdict.reward!r}")
+    reward: object = verdict.reward
+    if not isinstance(reward, numbers.Real) or not math.isfinite(reward):
+        raise ValueError(f"a reward must be a finite number, not {reward!r}")
     extracted = verdict.extracted
-    if extracted is not None:
-        # For eyes, and for files that hold valid text only.
+    if extracted is not None:  # short and valid Unicode, for display and for the journal
         extracted = extracted[:_MAX_EXTRACTED_CHARS].encode(errors="replace").decode()
-    return [float(verdict.reward), VerdictReason(verdict.reason).value, extracted]
+    return [float(reward), VerdictReason(verdict.reason).value, extracted]
 
 
 def _die_with_parent() -> None:

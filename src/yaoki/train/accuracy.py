@@ -1,6 +1,7 @@
 """Held-out accuracy, with its confidence interval and pass@k."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +37,12 @@ class Evaluation(Accuracy):
 
 def accuracy(rollouts: Sequence[Rollout]) -> Accuracy:
     """Accuracy of rollouts ordered by (prompt, sample), the same number of samples each."""
-    by_task: dict[int, list[float]] = {}
-    for rollout in rollouts:
-        by_task.setdefault(rollout.key.prompt, []).append(rollout.verdict.reward)
-    num_samples = len(by_task[0])
-    means = [sum(rewards) / num_samples for rewards in by_task.values()]
+    correct_by_task = Counter({rollout.key.prompt: 0 for rollout in rollouts})
+    correct_by_task.update(rollout.key.prompt for rollout in rollouts if rollout.verdict.is_correct)
+    correct = list(correct_by_task.values())
+    num_samples = len(rollouts) // len(correct)
+    means = [num_correct / num_samples for num_correct in correct]
     low, high = interval(means)
-    correct = [round(sum(rewards)) for rewards in by_task.values()]
     ks = [2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples]
     return Accuracy(
         num_tasks=len(means),

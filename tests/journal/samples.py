@@ -1,8 +1,9 @@
 """Rollouts, prompts and journals for tests."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -28,26 +29,22 @@ PROMPTS = [
     Prompt(Task(f"{index:016x}", f"{index}+{index}=", str(2 * index), "sums.json"), "", (1, 2, index))
     for index in range(4)
 ]
-PLACES = [(index, sample) for index in range(len(PROMPTS)) for sample in range(GROUP_SIZE)]
+KEYS = [RolloutKey(STEP, index, sample) for index in range(len(PROMPTS)) for sample in range(GROUP_SIZE)]
 
 
 def rollout(
     prompt: int, sample: int, *, reward: float = 1.0, variant: int = 0, num_tokens: int = 3
 ) -> Rollout:
-    """The completion at a place; another `variant` has other log-probabilities."""
+    """The completion of a key of STEP; another `variant` has other log-probabilities."""
     ids = tuple(100 * prompt + 10 * sample + token for token in range(num_tokens))
     completion = Completion(ids, tuple(-0.1 - variant - token for token in ids), f"= {ids}", FinishReason.EOS)
     verdict = Verdict(reward, VerdictReason.CORRECT if reward else VerdictReason.WRONG, str(prompt))
     return Rollout(RolloutKey(STEP, prompt, sample), VERSION, PROMPTS[prompt], completion, verdict)
 
 
-def batch(places: Sequence[tuple[int, int]], **changes: int) -> list[Rollout]:
+def batch(keys: Sequence[RolloutKey], **changes: Any) -> list[Rollout]:
     """A micro-batch."""
-    return [rollout(prompt, sample, **changes) for prompt, sample in places]
-
-
-def sample_of(rollout: Rollout) -> JudgedCompletion:
-    return rollout.judged
+    return [rollout(key.prompt, key.sample, **changes) for key in keys]
 
 
 def journal(
@@ -59,6 +56,8 @@ def journal(
     config_digest: str = "c0ffee",
     flush_seconds: float = 3600.0,
     flush_rollouts: int = 10**9,
+    warn: Callable[[str], None] = lambda _: None,
+    **options: Any,
 ) -> RolloutJournal:
     """A journal that writes only when asked, unless told otherwise."""
     return RolloutJournal(
@@ -66,6 +65,8 @@ def journal(
         JournalIdentity(run_id, config_digest, attempt, rank),
         flush_seconds=flush_seconds,
         flush_rollouts=flush_rollouts,
+        warn=warn,
+        **options,
     )
 
 
@@ -75,16 +76,26 @@ def bits(value: float) -> bytes:
 
 def same_bits(one: JudgedCompletion, other: JudgedCompletion) -> bool:
     """Equal to the last bit, also where numbers compare as different or as equal."""
-    return repr(
-        (one.completion.token_ids, one.completion.text, one.completion.finish_reason, one.verdict)
-    ) == repr(
-        (other.completion.token_ids, other.completion.text, other.completion.finish_reason, other.verdict)
-    ) and list(map(bits, one.completion.logprobs)) == list(map(bits, other.completion.logprobs))
+    return _content(one) == _content(other)
 
 
-_ODD = ["\0", "\n", "a", "\ud800", "\udfff", "\ud83d", "\ude00", "\N{GRINNING FACE}", "\ufffd"]
+def _content(judged: JudgedCompletion) -> tuple[object, ...]:
+    completion, verdict = judged.completion, judged.verdict
+    return (
+        completion.token_ids,
+        tuple(map(bits, completion.logprobs)),
+        completion.text,
+        completion.finish_reason,
+        completion.not_sampled,
+        bits(verdict.reward),
+        verdict.reason,
+        verdict.extracted,
+    )
+
+
+_ODD = ["\0", "\n", "a", "\N{GRINNING FACE}", "\ufffd", "\N{COMBINING ACUTE ACCENT}"]
 texts = st.text() | st.lists(st.sampled_from(_ODD), max_size=6).map("".join)
-"""Any Python string, with halves of surrogate pairs, also side by side."""
+"""Any valid Unicode."""
 floats = st.integers(0, 2**64 - 1).map(lambda n: struct.unpack("<d", n.to_bytes(8, "little"))[0])
 """Any bits that a double can have."""
 
@@ -99,12 +110,14 @@ def completions(draw: st.DrawFn) -> Completion:
             max_size=len(ids),
         )
     )
-    return Completion(tuple(ids), tuple(logprobs), draw(texts), draw(st.sampled_from(FinishReason)))
+    not_sampled = draw(st.sets(st.integers(0, len(ids) - 1))) if ids else set()
+    finish = draw(st.sampled_from(FinishReason))
+    return Completion(tuple(ids), tuple(logprobs), draw(texts), finish, tuple(sorted(not_sampled)))
 
 
 verdicts = st.builds(
     Verdict,
-    st.sampled_from([0.0, 1.0]),
+    st.floats(allow_nan=False, allow_infinity=False),
     st.sampled_from(VerdictReason),
     st.none() | texts,
 )
@@ -121,15 +134,9 @@ def steps(draw: st.DrawFn) -> tuple[list[Prompt], list[Rollout]]:
         )
         for index in range(draw(st.integers(1, 3)))
     ]
-    places = draw(
-        st.lists(
-            st.tuples(st.integers(0, len(prompts) - 1), st.integers(0, 3)),
-            min_size=1,
-            max_size=6,
-            unique=True,
-        )
-    )
+    coordinates = st.tuples(st.integers(0, len(prompts) - 1), st.integers(0, 3))
+    keys = draw(st.lists(coordinates, min_size=1, max_size=6, unique=True))
     return prompts, [
         Rollout(RolloutKey(STEP, index, sample), VERSION, prompts[index], draw(completions()), draw(verdicts))
-        for index, sample in places
+        for index, sample in keys
     ]

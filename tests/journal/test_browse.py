@@ -12,8 +12,9 @@ from yaoki.errors import NothingThereError
 from yaoki.journal.browse import GroupResult, RolloutRow, read_step, step_groups, step_rows, write_completions
 from yaoki.journal.layout import step_name
 from yaoki.journal.segments import SEGMENT_SCHEMA
+from yaoki.types import RolloutKey
 
-from .samples import PLACES, PROMPTS, STEP, VERSION, batch, journal, rollout
+from .samples import KEYS, PROMPTS, STEP, VERSION, batch, journal, rollout
 
 
 def journaled(run: Path, *batches: list, attempt: int = 1) -> Path:
@@ -21,16 +22,20 @@ def journaled(run: Path, *batches: list, attempt: int = 1) -> Path:
     with journal(run, attempt) as log:
         log.open_step(STEP, VERSION, PROMPTS)
         for each in batches:
-            log.append(STEP, each)
+            log.append(each)
             log.sync()
     return run / "rollouts"
 
 
+def keys_of(rows: list[RolloutRow]) -> list[RolloutKey]:
+    return [RolloutKey(row.step, row.prompt, row.sample) for row in rows]
+
+
 def test_rows_are_what_was_sampled_in_order(tmp_path: Path) -> None:
-    directory = journaled(tmp_path, batch(PLACES[4:], reward=0.0), batch(PLACES[:4], num_tokens=5))
+    directory = journaled(tmp_path, batch(KEYS[4:], reward=0.0), batch(KEYS[:4], num_tokens=5))
     rows, refused = step_rows(directory, STEP)
     assert refused == []
-    assert [(row.prompt, row.sample) for row in rows] == PLACES
+    assert keys_of(rows) == KEYS
     made = rollout(0, 0, num_tokens=5)
     assert rows[0] == RolloutRow(
         step=STEP,
@@ -59,27 +64,27 @@ def test_rows_are_what_was_sampled_in_order(tmp_path: Path) -> None:
 def test_rows_are_chosen(
     tmp_path_factory: pytest.TempPathFactory, prompt: int | None, correct: bool | None, rewards: list[float]
 ) -> None:
-    made = [rollout(*place, reward=reward) for place, reward in zip(PLACES, rewards, strict=True)]
+    made = [rollout(key.prompt, key.sample, reward=reward) for key, reward in zip(KEYS, rewards, strict=True)]
     directory = journaled(tmp_path_factory.mktemp("run"), made)
     rows, _ = step_rows(directory, STEP, prompt=prompt, correct=correct)
-    assert [(row.prompt, row.sample) for row in rows] == [
-        place
-        for place, reward in zip(PLACES, rewards, strict=True)
-        if prompt in (None, place[0]) and correct in (None, bool(reward))
+    assert keys_of(rows) == [
+        key
+        for key, reward in zip(KEYS, rewards, strict=True)
+        if prompt in (None, key.prompt) and correct in (None, bool(reward))
     ]
 
 
 def test_the_whole_table_has_every_column(tmp_path: Path) -> None:
-    table, _ = read_step(journaled(tmp_path, batch(PLACES)), STEP)
+    table, _ = read_step(journaled(tmp_path, batch(KEYS)), STEP)
     assert table.schema.equals(SEGMENT_SCHEMA)
-    assert table["token_ids"].to_pylist() == [list(r.completion.token_ids) for r in batch(PLACES)]
-    assert table["logprobs"].to_pylist() == [list(r.completion.logprobs) for r in batch(PLACES)]
+    assert table["token_ids"].to_pylist() == [list(r.completion.token_ids) for r in batch(KEYS)]
+    assert table["logprobs"].to_pylist() == [list(r.completion.logprobs) for r in batch(KEYS)]
 
 
 def test_each_rollout_is_there_once(tmp_path: Path) -> None:
     """The first attempt's, as on a resume."""
-    journaled(tmp_path / "later", batch(PLACES[2:6], variant=1), attempt=2)
-    directory = journaled(tmp_path, batch(PLACES[:4]))
+    journaled(tmp_path / "later", batch(KEYS[2:6], variant=1), attempt=2)
+    directory = journaled(tmp_path, batch(KEYS[:4]))
     for path in (tmp_path / "later" / "rollouts" / step_name(STEP)).iterdir():
         path.rename(directory / step_name(STEP) / path.name)
     table, _ = read_step(directory, STEP, ["sample", "prompt", "attempt"])
@@ -88,17 +93,17 @@ def test_each_rollout_is_there_once(tmp_path: Path) -> None:
 
 
 def test_the_order_is_that_of_prompts_then_samples(tmp_path: Path) -> None:
-    places = [(1, 0), (0, 70_000), (0, 3), (2, 1), (0, 5), (1, 2)]
-    rows, _ = step_rows(journaled(tmp_path, batch(places)), STEP)
-    assert [(row.prompt, row.sample) for row in rows] == sorted(places)
+    keys = [RolloutKey(STEP, *key) for key in [(1, 0), (0, 70_000), (0, 3), (2, 1), (0, 5), (1, 2)]]
+    rows, _ = step_rows(journaled(tmp_path, batch(keys)), STEP)
+    assert keys_of(rows) == sorted(keys)
 
 
 def test_a_damaged_part_is_named_and_stays(tmp_path: Path) -> None:
-    directory = journaled(tmp_path, batch(PLACES[:4]), batch(PLACES[4:]))
+    directory = journaled(tmp_path, batch(KEYS[:4]), batch(KEYS[4:]))
     first, second = sorted((directory / step_name(STEP)).iterdir())
     os.truncate(first, 1000)
     rows, refused = step_rows(directory, STEP)
-    assert [(row.prompt, row.sample) for row in rows] == PLACES[4:]
+    assert keys_of(rows) == KEYS[4:]
     assert [str(refusal).partition(":")[0] for refusal in refused] == [str(first)]
     os.truncate(second, 0)
     rows, refused = step_rows(directory, STEP, prompt=2, correct=True)
@@ -109,7 +114,7 @@ def test_a_damaged_part_is_named_and_stays(tmp_path: Path) -> None:
 
 
 def test_a_step_that_is_not_there(tmp_path: Path) -> None:
-    directory = journaled(tmp_path, batch(PLACES))
+    directory = journaled(tmp_path, batch(KEYS))
     with pytest.raises(NothingThereError, match="holds nothing of step 9") as caught:
         step_rows(directory, 9)
     assert f"it holds 1 steps, {STEP} to {STEP}" in str(caught.value.hint)
@@ -121,7 +126,7 @@ def test_a_step_that_is_not_there(tmp_path: Path) -> None:
 def test_groups_count_what_was_correct(tmp_path: Path) -> None:
     made = [
         rollout(*place, reward=float(place in [(0, 0), (2, 0), (2, 1)]))
-        for place in PLACES
+        for place in [(key.prompt, key.sample) for key in KEYS]
         if place != (3, 1)
     ]
     groups, refused = step_groups(journaled(tmp_path, made[:3], made[3:]), STEP)
@@ -135,11 +140,11 @@ def test_groups_count_what_was_correct(tmp_path: Path) -> None:
 
 
 def test_completions_have_the_same_columns(tmp_path: Path) -> None:
-    """Those of a rollout: step, engine and attempt are the journal's own."""
+    """Those of a rollout: engine and attempt are the journal's own."""
     path = tmp_path / "new" / "completions.parquet"
-    write_completions(path, batch(PLACES))
-    table, _ = read_step(journaled(tmp_path, batch(PLACES)), STEP)
-    assert pq.read_table(path).equals(table.drop_columns(["step", "engine", "attempt"]))
-    write_completions(path, batch(PLACES[:1]))
+    write_completions(path, batch(KEYS))
+    table, _ = read_step(journaled(tmp_path, batch(KEYS)), STEP)
+    assert pq.read_table(path).equals(table.drop_columns(["engine", "attempt"]))
+    write_completions(path, batch(KEYS[:1]))
     assert len(pq.read_table(path)) == 1
     assert os.listdir(path.parent) == [path.name]

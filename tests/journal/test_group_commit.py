@@ -7,9 +7,9 @@ import pytest
 from yaoki.errors import YaokiError
 from yaoki.journal.group_commit import Batch, GroupCommit
 
-from .samples import PLACES, batch
+from .samples import KEYS, batch
 
-ONE = batch(PLACES[:1])
+ONE = batch(KEYS[:1])
 FOREVER_S = 3600.0
 
 
@@ -32,7 +32,7 @@ class Writer:
 
 
 def numbered(count: int) -> list[Batch]:
-    return [batch(PLACES[:1], variant=number) for number in range(count)]
+    return [batch(KEYS[:1], variant=number) for number in range(count)]
 
 
 def test_what_waits_is_written_together_and_in_order() -> None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 from hypothesis import given, settings
@@ -17,13 +19,13 @@ from yaoki import fs
 from yaoki.errors import YaokiError
 from yaoki.journal import journal as journal_module
 from yaoki.journal import segments
-from yaoki.journal.journal import RolloutJournal, Sample
-from yaoki.journal.layout import parse_segment, segment_names, step_name
-from yaoki.types import Prompt, Rollout
+from yaoki.journal.journal import RolloutJournal
+from yaoki.journal.layout import SegmentName, parse_segment, segment_names, step_name
+from yaoki.types import JudgedCompletion, Prompt, Rollout, RolloutKey
 
-from .samples import PLACES, PROMPTS, STEP, VERSION, batch, journal, same_bits, sample_of, steps
+from .samples import KEYS, PROMPTS, STEP, VERSION, batch, journal, same_bits, steps
 
-BATCHES = [PLACES[:3], PLACES[3:6], PLACES[6:]]
+BATCHES = [KEYS[:3], KEYS[3:6], KEYS[6:]]
 """Micro-batches that cut through groups."""
 
 
@@ -35,7 +37,7 @@ def quarantine(run: Path) -> Path:
     return run / "quarantine" / step_name(STEP)
 
 
-def part_files(run: Path) -> list[Path]:
+def segment_files(run: Path) -> list[Path]:
     return [directory(run) / str(name) for name in segment_names(directory(run)) if not name.suffix]
 
 
@@ -44,32 +46,33 @@ def write(run: Path, *batches: list[Rollout], attempt: int = 1, **options: Any) 
     with journal(run, attempt, **options) as log:
         log.open_step(STEP, VERSION, PROMPTS)
         for rollouts in batches:
-            log.append(STEP, rollouts)
+            log.append(rollouts)
             log.sync()
 
 
 def reopened(run: Path, attempt: int = 2, **options: Any) -> tuple[RolloutJournal, list[str]]:
-    """The step as a later attempt finds it, and what it says of parts."""
-    log = journal(run, attempt, **options)
+    """The step as a later attempt finds it, and its warnings."""
+    said: list[str] = []
+    log = journal(run, attempt, warn=said.append, **options)
     log.open_step(STEP, VERSION, PROMPTS)
-    return log, [str(refusal) for refusal in log.take_quarantined()]
+    return log, [text.removeprefix("set aside: ") for text in said]
 
 
-def found(run: Path, attempt: int = 2, **options: Any) -> list[list[Sample] | None]:
+def found(run: Path, attempt: int = 2, **options: Any) -> list[list[JudgedCompletion] | None]:
     """What a later attempt finds of each micro-batch; nothing may be refused."""
     log, said = reopened(run, attempt, **options)
     with log:
         assert said == []
-        return [log.find(places) for places in BATCHES]
+        return [log.find(keys) for keys in BATCHES]
 
 
-def samples(places: list[tuple[int, int]], **changes: int) -> list[Sample]:
-    return [sample_of(rollout) for rollout in batch(places, **changes)]
+def samples(keys: list[RolloutKey], **changes: int) -> list[JudgedCompletion]:
+    return [rollout.judged for rollout in batch(keys, **changes)]
 
 
 def test_what_was_synced_is_found_again(tmp_path: Path) -> None:
     write(tmp_path, *map(batch, BATCHES))
-    assert found(tmp_path) == [samples(places) for places in BATCHES]
+    assert found(tmp_path) == [samples(keys) for keys in BATCHES]
 
 
 def test_only_whole_micro_batches_are_found(tmp_path: Path) -> None:
@@ -77,9 +80,9 @@ def test_only_whole_micro_batches_are_found(tmp_path: Path) -> None:
     assert found(tmp_path) == [samples(BATCHES[0]), None, samples(BATCHES[2])]
     log, _ = reopened(tmp_path)
     with log:
-        assert log.find(PLACES) is None
-        assert log.find(PLACES[2:4]) is None
-        assert log.find(PLACES[1:3]) == samples(PLACES[1:3])
+        assert log.find(KEYS) is None
+        assert log.find(KEYS[2:4]) is None
+        assert log.find(KEYS[1:3]) == samples(KEYS[1:3])
 
 
 def test_a_new_step_holds_nothing(tmp_path: Path) -> None:
@@ -104,35 +107,36 @@ def test_any_rollouts_are_found_again(
         start = 0
         for size in sizes:
             if start < len(left):
-                log.append(STEP, left[start : start + size])
+                log.append(left[start : start + size])
             start += size
-    with journal(run, 2) as log:
+    said: list[str] = []
+    with journal(run, 2, warn=said.append) as log:
         log.open_step(STEP, VERSION, prompts)
-        assert log.take_quarantined() == []
-        again = log.find([(r.key.prompt, r.key.sample) for r in left[: sum(sizes)]])
+        assert said == []
+        again = log.find([rollout.key for rollout in left[: sum(sizes)]])
         assert again is not None
-        assert all(same_bits(one, sample_of(other)) for one, other in zip(again, left, strict=False))
+        assert all(same_bits(one, other.judged) for one, other in zip(again, left, strict=False))
 
 
 def test_micro_batches_that_wait_together_share_a_part(tmp_path: Path) -> None:
     with journal(tmp_path) as log:
         log.open_step(STEP, VERSION, PROMPTS)
-        for places in BATCHES:
-            log.append(STEP, batch(places))
+        for keys in BATCHES:
+            log.append(batch(keys))
         log.sync()
-        assert len(part_files(tmp_path)) == 1
+        assert len(segment_files(tmp_path)) == 1
         assert log.find(BATCHES[0]) is None  # what this attempt made itself, it has
-    assert found(tmp_path) == [samples(places) for places in BATCHES]
+    assert found(tmp_path) == [samples(keys) for keys in BATCHES]
 
 
 def test_no_part_is_too_large_to_be_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "_MAX_SEGMENT_TOKENS", 12)
     with journal(tmp_path) as log:
         log.open_step(STEP, VERSION, PROMPTS)
-        for places in (PLACES[:2], PLACES[2:4], PLACES[4:6], PLACES[6:]):
-            log.append(STEP, batch(places))
+        for keys in (KEYS[:2], KEYS[2:4], KEYS[4:6], KEYS[6:]):
+            log.append(batch(keys))
         log.sync()
-    sizes = [len(segments.read_segment(path).table) for path in part_files(tmp_path)]
+    sizes = [len(segments.read_segment(path).table) for path in segment_files(tmp_path)]
     assert sizes == [4, 4]
 
 
@@ -146,23 +150,23 @@ def wait_for(condition: Any) -> None:
 def test_enough_rollouts_are_written_without_being_asked_for(tmp_path: Path) -> None:
     with journal(tmp_path, flush_rollouts=6) as log:
         log.open_step(STEP, VERSION, PROMPTS)
-        log.append(STEP, batch(BATCHES[0]))
-        log.append(STEP, batch(BATCHES[1]))
-        wait_for(lambda: part_files(tmp_path))
+        log.append(batch(BATCHES[0]))
+        log.append(batch(BATCHES[1]))
+        wait_for(lambda: segment_files(tmp_path))
         assert found(tmp_path, rank=1) == [samples(BATCHES[0]), samples(BATCHES[1]), None]
 
 
 def test_old_rollouts_are_written_without_being_asked_for(tmp_path: Path) -> None:
     with journal(tmp_path, flush_seconds=0.01) as log:
         log.open_step(STEP, VERSION, PROMPTS)
-        for places in BATCHES[:2]:
-            log.append(STEP, batch(places))
-            wait_for(lambda places=places: found(tmp_path, rank=1)[BATCHES.index(places)] is not None)
+        for keys in BATCHES[:2]:
+            log.append(batch(keys))
+            wait_for(lambda keys=keys: found(tmp_path, rank=1)[BATCHES.index(keys)] is not None)
 
 
 def test_leaving_writes_what_still_waits(tmp_path: Path) -> None:
     log, _ = reopened(tmp_path)
-    log.append(STEP, batch(BATCHES[0]))
+    log.append(batch(BATCHES[0]))
     with pytest.raises(KeyError), log:
         raise KeyError
     assert found(tmp_path)[0] == samples(BATCHES[0])
@@ -173,7 +177,7 @@ def test_parts_of_all_ranks_and_attempts_are_read(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[1]), rank=1, attempt=2)
     write(tmp_path, batch(BATCHES[2]), rank=17, attempt=2)
     for rank in (0, 1, 2):
-        assert found(tmp_path, attempt=3, rank=rank) == [samples(places) for places in BATCHES]
+        assert found(tmp_path, attempt=3, rank=rank) == [samples(keys) for keys in BATCHES]
 
 
 def test_the_number_of_a_part_is_never_given_again(tmp_path: Path) -> None:
@@ -183,10 +187,10 @@ def test_the_number_of_a_part_is_never_given_again(tmp_path: Path) -> None:
         log, said = reopened(tmp_path, attempt)
         with log:
             assert len(said) == (attempt == 3)
-    write(tmp_path, batch(PLACES[6:7]), attempt=4)
+    write(tmp_path, batch(KEYS[6:7]), attempt=4)
     leftover = directory(tmp_path) / f"rank-000-part-00007-{'0' * 32}.parquet.tmp"
     leftover.write_bytes(b"x")
-    write(tmp_path, batch(PLACES[7:8]), attempt=5)
+    write(tmp_path, batch(KEYS[7:8]), attempt=5)
     assert not leftover.exists()
     numbers = [name.number for name in segment_names(directory(tmp_path))]
     assert numbers == [1, 2, 4, 8]
@@ -196,12 +200,12 @@ def test_the_number_of_a_part_is_never_given_again(tmp_path: Path) -> None:
 
 def refusal(run: Path, **options: Any) -> str:
     """The reason why the only part is set aside; it is found there, with the reason, as it was."""
-    before = {path.name: path.read_bytes() for path in part_files(run)}
+    before = {path.name: path.read_bytes() for path in segment_files(run)}
     log, said = reopened(run, **options)
     with log:
-        assert [log.find(places) for places in BATCHES] == [None] * 3
+        assert [log.find(keys) for keys in BATCHES] == [None] * 3
     assert len(said) == len(before) == 1
-    assert part_files(run) == []
+    assert segment_files(run) == []
     (name, content), text = before.popitem(), said[0]
     assert text.startswith(str(quarantine(run) / name))
     assert (quarantine(run) / name).read_bytes() == content
@@ -225,14 +229,14 @@ def test_of_another_config(tmp_path: Path) -> None:
 def test_of_another_policy(tmp_path: Path) -> None:
     with journal(tmp_path) as log:
         log.open_step(STEP, VERSION + 1, PROMPTS)
-        log.append(STEP, [replace(r, policy_version=VERSION + 1) for r in batch(BATCHES[0])])
+        log.append([replace(r, policy_version=VERSION + 1) for r in batch(BATCHES[0])])
     assert refusal(tmp_path) == f"it is of policy version {VERSION + 1}, not {VERSION}"
 
 
 def test_of_another_step(tmp_path: Path) -> None:
     with journal(tmp_path) as log:
         log.open_step(STEP + 1, VERSION, PROMPTS)
-        log.append(STEP + 1, batch(BATCHES[0]))
+        log.append([replace(r, key=r.key._replace(step=STEP + 1)) for r in batch(BATCHES[0])])
     (tmp_path / "rollouts" / step_name(STEP + 1)).rename(directory(tmp_path))
     assert refusal(tmp_path) == f"it is of step {STEP + 1}, not {STEP}"
 
@@ -244,20 +248,19 @@ def test_of_other_prompts(tmp_path: Path) -> None:
 
 def test_of_another_task(tmp_path: Path) -> None:
     other = replace(PROMPTS[0], task=replace(PROMPTS[0].task, uid="f" * 16))
-    write(tmp_path, [replace(r, prompt=other) for r in batch(PLACES[:2])])
+    write(tmp_path, [replace(r, prompt=other) for r in batch(KEYS[:2])])
     assert refusal(tmp_path) == f"prompt 0 of the step is of task {'0' * 16}, not {'f' * 16}"
 
 
 @pytest.mark.parametrize("place", [(4, 0), (-1, 0), (0, -1)])
 def test_of_a_place_that_there_is_not(tmp_path: Path, place: tuple[int, int]) -> None:
-    write(tmp_path, [replace(batch(PLACES[:1])[0], prompt_index=place[0], sample=place[1])])
+    write(tmp_path, [replace(batch(KEYS[:1])[0], key=RolloutKey(STEP, *place))])
     assert refusal(tmp_path) == f"there is no prompt {place[0]}, sample {place[1]} among 4 prompts"
 
 
 def test_with_a_reward_that_is_none(tmp_path: Path) -> None:
-    first = batch(PLACES[:1])[0]
-    write(tmp_path, [replace(first, verdict=replace(first.verdict, reward=0.25))])
-    assert refusal(tmp_path) == "a row that no rollout has: a reward is 0.25, neither 0 nor 1"
+    write(tmp_path, batch(KEYS[:1], reward=float("inf")))
+    assert refusal(tmp_path) == "a row that no rollout has: a reward is inf"
 
 
 def test_with_rows_that_are_not_what_the_metadata_says(tmp_path: Path) -> None:
@@ -265,16 +268,31 @@ def test_with_rows_that_are_not_what_the_metadata_says(tmp_path: Path) -> None:
         log.open_step(STEP, VERSION, PROMPTS)
         mixed = batch(BATCHES[0])
         mixed[1] = replace(mixed[1], policy_version=VERSION + 1)
-        name, data = segments.encode_segment(mixed, segments.JournalIdentity("run-1", "c0ffee", 1), STEP, 1)
+        name, data = segments.encode_segment(mixed, segments.JournalIdentity("run-1", "c0ffee", 1), 1)
     fs.make_directory(directory(tmp_path))
     (directory(tmp_path) / str(name)).write_bytes(data)
     assert refusal(tmp_path) == f"a row is not of policy_version {VERSION}, as its metadata says"
 
 
+def test_of_an_older_format(tmp_path: Path) -> None:
+    write(tmp_path, batch(BATCHES[0]))
+    (path,) = segment_files(tmp_path)
+    table = pq.read_table(path)
+    path.unlink()
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata({**table.schema.metadata, b"yaoki.format_version": b"1"}), sink
+    )
+    data = sink.getvalue().to_pybytes()
+    name = SegmentName(0, 1, xxhash.xxh3_128_hexdigest(data))
+    (directory(tmp_path) / str(name)).write_bytes(data)
+    assert refusal(tmp_path) == "it is of format 1, not 2"
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
 def test_damaged(tmp_path: Path, damage: str) -> None:
     write(tmp_path, batch(BATCHES[0]))
-    (path,) = part_files(tmp_path)
+    (path,) = segment_files(tmp_path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes({"cut": data[:-1], "flip": data, "empty": b"", "text": b"hello"}[damage])
@@ -290,19 +308,18 @@ def test_not_parquet_in_spite_of_its_name(tmp_path: Path) -> None:
 
 def test_what_was_set_aside_is_made_again_and_found(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]), batch(BATCHES[1]))
-    os.truncate(part_files(tmp_path)[0], 100)
+    os.truncate(segment_files(tmp_path)[0], 100)
     log, said = reopened(tmp_path)
     with log:
-        assert [log.find(places) for places in BATCHES] == [None, samples(BATCHES[1]), None]
-        assert log.take_quarantined() == []
-        log.append(STEP, batch(BATCHES[0]))
+        assert [log.find(keys) for keys in BATCHES] == [None, samples(BATCHES[1]), None]
+        log.append(batch(BATCHES[0]))
     assert len(said) == 1
-    assert found(tmp_path, attempt=3)[:2] == [samples(places) for places in BATCHES[:2]]
+    assert found(tmp_path, attempt=3)[:2] == [samples(keys) for keys in BATCHES[:2]]
 
 
 def test_the_same_again_is_set_aside_as_a_duplicate(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]))
-    (first,) = part_files(tmp_path)
+    (first,) = segment_files(tmp_path)
     name = parse_segment(first.name)
     assert name is not None
     copy = first.with_name(str(replace(name, number=5)))
@@ -322,10 +339,10 @@ def test_the_same_again_is_set_aside_as_a_duplicate(tmp_path: Path) -> None:
 def test_of_two_that_contradict_the_first_attempt_counts(tmp_path: Path) -> None:
     """Whatever their numbers are."""
     write(tmp_path, batch(BATCHES[1]), batch(BATCHES[0], variant=2), attempt=3)
-    later = part_files(tmp_path)[1]
+    later = segment_files(tmp_path)[1]
     side = tmp_path / "side"
-    write(side, batch(BATCHES[2]), batch(PLACES[2:3]), batch(PLACES[:2]), attempt=2)
-    for path in part_files(side)[1:]:
+    write(side, batch(BATCHES[2]), batch(KEYS[2:3]), batch(KEYS[:2]), attempt=2)
+    for path in segment_files(side)[1:]:
         path.rename(directory(tmp_path) / path.name)
     log, said = reopened(tmp_path, 4)
     with log:
@@ -347,7 +364,7 @@ def test_a_part_that_holds_more_than_the_one_before_counts_too(tmp_path: Path) -
 
 def test_other_files_are_left_alone_and_named(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]))
-    (part,) = part_files(tmp_path)
+    (part,) = segment_files(tmp_path)
     names = sorted(["notes.txt", part.name + ".bak", "copy of " + part.name])
     for name in names:
         (directory(tmp_path) / name).write_bytes(part.read_bytes())
@@ -362,7 +379,7 @@ def test_other_files_are_left_alone_and_named(tmp_path: Path) -> None:
 
 def test_other_ranks_refuse_the_same_and_move_nothing(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]), batch(BATCHES[1]))
-    os.truncate(part_files(tmp_path)[0], 100)
+    os.truncate(segment_files(tmp_path)[0], 100)
     unfinished = directory(tmp_path) / f"rank-000-part-00007-{'0' * 32}.parquet.tmp"
     unfinished.write_bytes(b"")  # perhaps rank 0 is writing it now
     before = sorted(os.listdir(directory(tmp_path)))
@@ -397,16 +414,16 @@ FULL = r"could not be journaled: \[Errno 28\] No space left on device: '.*rank-0
 
 def test_a_full_disk_is_raised_by_sync_and_all_that_follows(tmp_path: Path, disk: FullDisk) -> None:
     log, _ = reopened(tmp_path)
-    log.append(STEP, batch(BATCHES[0]))
+    log.append(batch(BATCHES[0]))
     log.sync()
     disk.is_full = True
-    log.append(STEP, batch(BATCHES[1]))
+    log.append(batch(BATCHES[1]))
     with pytest.raises(YaokiError, match=FULL) as caught:
         log.sync()
     assert caught.value.hint
     disk.is_full = False
     with pytest.raises(YaokiError, match=FULL):  # what is lost stays lost
-        log.append(STEP, batch(BATCHES[2]))
+        log.append(batch(BATCHES[2]))
     with pytest.raises(YaokiError, match=FULL):
         log.sync()
     with pytest.raises(YaokiError, match=FULL), log:
@@ -417,15 +434,15 @@ def test_a_full_disk_is_raised_by_sync_and_all_that_follows(tmp_path: Path, disk
 
 def append_until_it_fails(log: RolloutJournal) -> None:
     while True:
-        log.append(STEP, batch(BATCHES[1]))
+        log.append(batch(BATCHES[1]))
 
 
 def test_a_full_disk_is_raised_by_the_next_append(tmp_path: Path, disk: FullDisk) -> None:
     log, _ = reopened(tmp_path, flush_rollouts=1)
-    log.append(STEP, batch(BATCHES[0]))
+    log.append(batch(BATCHES[0]))
     log.sync()
     disk.is_full = True
-    log.append(STEP, batch(BATCHES[1]))
+    log.append(batch(BATCHES[1]))
     with pytest.raises(YaokiError, match=FULL):
         append_until_it_fails(log)
     with pytest.raises(KeyError), log:  # it hides no other error

@@ -22,16 +22,19 @@ def zeros(mask: Tensor) -> Table:
     return [[0.0] * mask.shape[1] for _ in range(mask.shape[0])]
 
 
-def shaped_rewards(scores: Sequence[float], mask: Tensor, kl: Table, kl_coef: float) -> Table:
+def shaped_rewards(scores: Sequence[float], mask: Tensor, penalty: Table) -> Table:
     rewards = zeros(mask)
     for row, t in tokens(mask):
         final = scores[row] if t == response(mask, row)[-1] else 0.0
-        rewards[row][t] = final - kl_coef * kl[row][t]
+        rewards[row][t] = final - penalty[row][t]
     return rewards
 
 
 def gae(rewards: Table, values: Table, mask: Tensor, gamma: float, lam: float) -> tuple[Table, Table]:
-    """A_t = sum over l of (gamma lambda)^l delta_(t+l), written out instead of as a recursion."""
+    """A_t = sum over l of (gamma lambda)^l delta_(t+l), written out instead of as a recursion.
+
+    l counts the tokens that were sampled: what lies between two of them is part of one transition.
+    """
     advantages, returns = zeros(mask), zeros(mask)
     for row in range(mask.shape[0]):
         columns = response(mask, row)
@@ -54,6 +57,13 @@ def group_relative(
         std = math.sqrt(sum((s - mean) ** 2 for s in peers) / len(peers))
         result.append((score - mean) / (std + eps) if scale_by_std else score - mean)
     return result
+
+
+def importance_weights(old: Table, rollout: Table, mask: Tensor, cap: float) -> Table:
+    weights = zeros(mask)
+    for row, t in tokens(mask):
+        weights[row][t] = min(math.exp(old[row][t] - rollout[row][t]), cap)
+    return weights
 
 
 def moments(x: Table, mask: Tensor) -> tuple[float, float, float]:

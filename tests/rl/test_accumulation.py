@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from yaoki.rl.advantages import gae, masked_moments, shaped_rewards, whiten
 from yaoki.rl.batch import Experience, micro_batches, mini_batches, pad_rollouts
-from yaoki.rl.losses import entropy_from_logits, kl_loss, masked_mean, policy_loss, value_loss
+from yaoki.rl.losses import (
+    clipped_surrogate,
+    entropy_from_logits,
+    kl_loss,
+    masked_mean,
+    token_mean,
+    value_loss,
+)
 
 VOCABULARY = 11
 NUM_ROWS = 12
@@ -46,7 +53,7 @@ def scored_experience() -> Experience:
         old_logprobs = current + 0.02 * other
         ref_logprobs, _, _ = TinyActorCritic(seed=3)(experience.token_ids)
     mask = experience.loss_mask
-    rewards = shaped_rewards(experience.rewards, mask, None, 0.0)
+    rewards = shaped_rewards(experience.rewards, mask, None)
     advantages, returns = gae(rewards, values, mask, 1.0, 1.0)
     advantages = whiten(advantages, mask, masked_moments(advantages, mask))
     return replace(
@@ -81,13 +88,11 @@ def run(experience: Experience, batches: list[list[int]]) -> Outcome:
         assert part.returns is not None
         mask = part.loss_mask
         logprobs, entropy, values = model(part.token_ids)
-        policy = policy_loss(
-            logprobs, part.old_logprobs, part.advantages, mask, clip_eps=0.05, num_tokens=num_tokens
-        )
+        policy = clipped_surrogate(logprobs, part.old_logprobs, part.advantages, mask, clip_eps=0.05)
         critic = value_loss(values, part.values, part.returns, mask, value_clip=0.2, num_tokens=num_tokens)
         kl = kl_loss(logprobs, part.ref_logprobs, mask, estimator="k2", num_tokens=num_tokens)
         mean_entropy = masked_mean(entropy, mask, num_tokens=num_tokens)
-        loss = policy.loss + critic + 0.1 * kl - 0.01 * mean_entropy
+        loss = token_mean(policy.token_losses, mask, num_tokens) + critic + 0.1 * kl - 0.01 * mean_entropy
         loss.backward()
         numbers = (loss, policy.num_clipped, policy.approx_kl_sum, mean_entropy)
         sums += torch.stack([number.detach().double() for number in numbers])

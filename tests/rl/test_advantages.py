@@ -18,7 +18,7 @@ from yaoki.rl.advantages import (
 )
 
 from . import oracle
-from .ragged import checked, long_mask, masks, noise, seeds, widen
+from .ragged import checked, long_mask, masks, noise, seeds, widen, with_gaps, without_gaps
 
 discounts = st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0])
 
@@ -36,27 +36,34 @@ def draw_scores(mask: Tensor, seed: int) -> Tensor:
 # Reward shaping
 
 
-def test_the_score_stands_on_the_last_response_token() -> None:
+def test_the_score_is_on_the_last_masked_token_of_each_row() -> None:
     mask = torch.tensor(
-        [[False, True, True, False], [False, False, True, True], [False, False, False, False]]
+        [
+            [False, True, True, False],
+            [False, False, True, True],
+            [False, True, False, True],  # a gap: the token before it is not the last one
+            [True, False, True, False],
+            [False, False, False, False],
+        ]
     )
-    rewards = shaped_rewards(torch.tensor([1.0, 0.5, 1.0]), mask, None, 0.1)
-    assert rewards.tolist() == [[0, 0, 1, 0], [0, 0, 0, 0.5], [0, 0, 0, 0]]
+    rewards = shaped_rewards(torch.tensor([1.0, 0.5, -2.0, 0.25, 1.0]), mask, None)
+    assert rewards.tolist() == [[0, 0, 1, 0], [0, 0, 0, 0.5], [0, 0, 0, -2], [0, 0, 0.25, 0], [0, 0, 0, 0]]
 
 
-def test_the_kl_penalty_stands_on_every_response_token() -> None:
-    mask = torch.tensor([[False, True, True]])
-    rewards = shaped_rewards(torch.tensor([1.0]), mask, torch.tensor([[9.0, 0.5, -0.25]]), 0.5)
-    assert rewards.tolist() == [[0, -0.25, 1.125]]
+def test_the_penalty_is_subtracted_on_every_masked_token() -> None:
+    mask = torch.tensor([[False, True, False, True]])
+    penalty = torch.tensor([[9.0, 0.25, float("nan"), -0.125]])
+    assert shaped_rewards(torch.tensor([1.0]), mask, penalty).tolist() == [[0, -0.25, 0, 1.125]]
 
 
 @checked
-@given(masks(), seeds, st.floats(0, 2))
-def test_shaped_rewards_match_the_oracle(mask: Tensor, seed: int, kl_coef: float) -> None:
-    scores, kl = draw_scores(mask, seed), noise(mask, seed)
-    expected = oracle.shaped_rewards(scores.tolist(), mask, kl.tolist(), kl_coef)
-    actual = shaped_rewards(scores, mask, kl, kl_coef)
-    torch.testing.assert_close(actual, torch.tensor(expected), rtol=1e-6, atol=1e-6)
+@given(masks(), seeds)
+def test_shaped_rewards_match_the_oracle(mask: Tensor, seed: int) -> None:
+    scores, penalty = draw_scores(mask, seed), noise(mask, seed)
+    expected = oracle.shaped_rewards(scores.tolist(), mask, penalty.tolist())
+    torch.testing.assert_close(
+        shaped_rewards(scores, mask, penalty), torch.tensor(expected), rtol=1e-6, atol=1e-6
+    )
 
 
 # Generalised advantage estimation
@@ -82,11 +89,50 @@ def test_gae_by_hand_with_discount() -> None:
     assert returns.tolist() == [[0, 0.4375, 1, 0]]
 
 
+def test_gae_by_hand_across_a_gap() -> None:
+    # gamma = lambda = 1/2, and the numbers of the test above for tokens 1 and 4: the same as side by side.
+    mask = torch.tensor([[False, True, False, False, True]])
+    rewards, values = torch.tensor([[0.0, 0.125, 5, 5, 1]]), torch.tensor([[3.0, 0.5, 7, 7, 0.25]])
+    advantages, returns = gae(rewards, values, mask, 0.5, 0.5)
+    assert advantages.tolist() == [[0, -0.0625, 0, 0, 0.75]]
+    assert returns.tolist() == [[0, 0.4375, 0, 0, 1]]
+
+
 def test_gae_with_lambda_zero_is_the_one_step_error() -> None:
     # delta_1 = 0 + 1 * 1/4 - 1/2, delta_2 = 1 - 1/4; nothing flows back.
     mask = torch.tensor([[False, True, True]])
     advantages, _ = gae(torch.tensor([[0.0, 0, 1]]), torch.tensor([[0.0, 0.5, 0.25]]), mask, 1.0, 0.0)
     assert advantages.tolist() == [[0, -0.25, 0.75]]
+
+
+@checked
+@given(masks(), seeds, discounts, discounts)
+def test_a_gap_is_one_transition_to_the_bit(mask: Tensor, seed: int, gamma: float, lam: float) -> None:
+    rewards, values = noise(mask, seed), noise(mask, seed + 1)
+    (close_rewards, together), (close_values, _) = without_gaps(rewards, mask), without_gaps(values, mask)
+    apart = gae(rewards, values, mask, gamma, lam)
+    for one, other in zip(apart, gae(close_rewards, close_values, together, gamma, lam), strict=True):
+        assert torch.equal(one[mask], other[together])
+        assert not one[~mask].any()
+
+
+@checked
+@given(masks(gaps=False), seeds, discounts, discounts)
+def test_without_gaps_gae_has_the_bits_of_the_plain_recursion(
+    mask: Tensor, seed: int, gamma: float, lam: float
+) -> None:
+    """The recursion over columns that starts anew at every column outside of the mask."""
+    rewards, values = noise(mask, seed), noise(mask, seed + 1)
+    found = gae(rewards, values, mask, gamma, lam)
+    zero = torch.zeros(mask.shape[0], dtype=torch.float64)
+    next_value, advantage = zero, zero
+    for t in reversed(range(mask.shape[1])):
+        value = values[:, t].double()
+        delta = rewards[:, t].double() + gamma * next_value - value
+        advantage = torch.where(mask[:, t], delta + gamma * lam * advantage, zero)
+        next_value = torch.where(mask[:, t], value, zero)
+        assert torch.equal(found[0][:, t], advantage.float())
+        assert torch.equal(found[1][:, t], (advantage + next_value).float())
 
 
 @checked
@@ -98,10 +144,10 @@ def test_gae_matches_the_oracle(mask: Tensor, seed: int, gamma: float, lam: floa
         assert_rounds_to(actual, table)
 
 
-def test_gae_returns_are_the_score_exactly_without_discount() -> None:
-    mask = long_mask()
+@pytest.mark.parametrize("mask", [long_mask(), with_gaps(long_mask())], ids=["contiguous", "gaps"])
+def test_gae_returns_are_the_score_exactly_without_discount(mask: Tensor) -> None:
     scores = draw_scores(mask, 3)
-    _, returns = gae(shaped_rewards(scores, mask, None, 0.0), noise(mask, 4), mask, 1.0, 1.0)
+    _, returns = gae(shaped_rewards(scores, mask, None), noise(mask, 4), mask, 1.0, 1.0)
     assert torch.equal(returns, torch.where(mask, scores.unsqueeze(1), 0.0))
 
 
@@ -210,20 +256,20 @@ def test_equal_numbers_have_no_variance_at_all(number: float, count: int) -> Non
 # What must change no bit
 
 
+@pytest.mark.parametrize("mask", [long_mask(), with_gaps(long_mask())], ids=["contiguous", "gaps"])
 @pytest.mark.parametrize("extra", [1, 3, 8, 67])
-def test_padding_changes_no_bit(extra: int) -> None:
-    mask = long_mask()
-    scores, kl, values, group = draw_scores(mask, 1), noise(mask, 2), noise(mask, 3), torch.arange(7) % 3
+def test_padding_changes_no_bit(extra: int, mask: Tensor) -> None:
+    scores, penalty, values, group = draw_scores(mask, 1), noise(mask, 2), noise(mask, 3), torch.arange(7) % 3
 
-    def everything(mask: Tensor, kl: Tensor, values: Tensor) -> list[Tensor]:
-        rewards = shaped_rewards(scores, mask, kl, 0.1)
+    def everything(mask: Tensor, penalty: Tensor, values: Tensor) -> list[Tensor]:
+        rewards = shaped_rewards(scores, mask, penalty)
         advantages, returns = gae(rewards, values, mask, 0.99, 0.95)
         relative = group_relative_advantages(scores, group, mask, scale_by_std=True)
         moments = masked_moments(advantages, mask)
         return [moments, rewards, advantages, returns, relative, whiten(advantages, mask, moments)]
 
-    narrow_moments, *narrow = everything(mask, kl, values)
-    wide_moments, *wide = everything(widen(mask, extra), widen(kl, extra), widen(values, extra))
+    narrow_moments, *narrow = everything(mask, penalty, values)
+    wide_moments, *wide = everything(widen(mask, extra), widen(penalty, extra), widen(values, extra))
     assert torch.equal(narrow_moments, wide_moments)
     for one, other in zip(narrow, wide, strict=True):
         assert torch.equal(one, other[:, :61])
@@ -243,7 +289,7 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
     scores, values, group = draw_scores(mask, 1), noise(mask, 3), torch.arange(7) % 3
 
     def everything(rows: Tensor) -> list[Tensor]:
-        rewards = shaped_rewards(scores[rows], mask[rows], None, 0.0)
+        rewards = shaped_rewards(scores[rows], mask[rows], None)
         advantages, returns = gae(rewards, values[rows], mask[rows], 0.99, 0.95)
         relative = group_relative_advantages(scores[rows], group[rows], mask[rows], scale_by_std=True)
         return [rewards, advantages, returns, relative]

@@ -47,6 +47,19 @@ def test_pad_rollouts_aligns_every_column_with_its_token() -> None:
         assert getattr(experience, learned) is None
 
 
+def test_tokens_that_were_not_sampled_are_context_only() -> None:
+    plain = pad_rollouts([[5, 6], [7]], [[1, 2, 3], [4]], [[-0.1, 0.0, -0.3], [-0.4]], [1.0, 0.0], [0, 1])
+    found = pad_rollouts(
+        [[5, 6], [7]], [[1, 2, 3], [4]], [[-0.1, 0.0, -0.3], [-0.4]], [1.0, 0.0], [0, 1], [[1], []]
+    )
+    yes, no = True, False
+    assert found.loss_mask.tolist() == [[no, no, yes, no, yes], [no, yes, no, no, no]]
+    assert found.num_loss_tokens == 3
+    for field in fields(Experience):
+        if field.name != "loss_mask" and (column := getattr(plain, field.name)) is not None:
+            assert torch.equal(column, getattr(found, field.name)), field.name
+
+
 def test_pad_rollouts_takes_an_empty_response() -> None:
     experience = pad_rollouts([[1, 2]], [[]], [[]], [0.0], [0])
     assert experience.num_loss_tokens == 0

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yaoki.rl.losses import importance_weights, policy_loss
+from yaoki.rl.losses import clipped_surrogate, importance_weights
 
 LOGPROBS = st.floats(-30.0, 0.0, width=32)
 PAIRS = st.lists(st.tuples(LOGPROBS, LOGPROBS, st.booleans()), min_size=1, max_size=20)
@@ -46,7 +46,7 @@ def test_weighting_the_loss_is_weighting_the_advantages(
     policy = old + torch.tensor([[(place % 5 - 2) * 0.2 for place in range(len(pairs))]])
 
     def loss(of: torch.Tensor, where: torch.Tensor) -> float:
-        return float(policy_loss(policy, old, of, where, clip_eps=0.2, num_tokens=1).loss)
+        return float(clipped_surrogate(policy, old, of, where, clip_eps=0.2).token_losses.sum())
 
     by_token = sum(
         float(weights[0, place]) * loss(advantages, torch.arange(len(pairs))[None] == place)

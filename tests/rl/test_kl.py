@@ -13,9 +13,10 @@ from yaoki.rl.kl import AdaptiveKL, FixedKL, KLController
 from .ragged import checked
 
 
-def test_fixed_coefficient_stays_and_has_no_state() -> None:
+@pytest.mark.parametrize("measured", [5.0, None], ids=["measured", "no reference"])
+def test_fixed_coefficient_stays_and_has_no_state(measured: float | None) -> None:
     controller = FixedKL(0.01)
-    controller.update(5.0, 1000)
+    controller.update(measured, 1000)
     assert controller.coef == 0.01
     assert controller.state() == {}
     controller.restore({})

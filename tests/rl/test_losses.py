@@ -12,13 +12,14 @@ from torch import Tensor
 from yaoki.rl.advantages import masked_moments
 from yaoki.rl.losses import (
     KLEstimator,
+    clipped_surrogate,
     entropy_from_logits,
     explained_variance,
     explained_variance_of,
     kl_estimate,
     kl_loss,
     masked_mean,
-    policy_loss,
+    token_mean,
     value_loss,
 )
 
@@ -42,10 +43,10 @@ def gradient(loss: Tensor, leaf: Tensor) -> Tensor:
     return result
 
 
-# Policy loss
+# Clipped surrogate and mean over tokens
 
 
-def test_policy_loss_by_hand_on_both_sides_of_the_clip() -> None:
+def test_the_surrogate_by_hand_on_both_sides_of_the_clip() -> None:
     # ratio, advantage -> token loss; clip at 0.8 and 1.2:
     # 1.5, +2: clipped to 1.2 -> -2.4, no gradient.     0.5, -1: clipped to 0.8 -> +0.8, no gradient.
     # 1.5, -1: the worse one is the plain -> +1.5.      0.5, +2: the worse one is the plain -> -1.0.
@@ -54,33 +55,37 @@ def test_policy_loss_by_hand_on_both_sides_of_the_clip() -> None:
     old = one_row(-1, -2, -3, -4, -5)
     logprobs = (old + ratios.log().nan_to_num(neginf=0.0)).requires_grad_()
     mask = whole_response(5)
-    result = policy_loss(logprobs, old, advantages, mask, clip_eps=0.2, num_tokens=10)
-    assert result.loss.item() == pytest.approx((-2.4 + 0.8 + 1.5 - 1.0 - 1.1) / 10)
+    result = clipped_surrogate(logprobs, old, advantages, mask, clip_eps=0.2)
+    assert result.token_losses.tolist() == pytest.approx([-2.4, 0.8, 1.5, -1.0, -1.1])
+    loss = token_mean(result.token_losses, mask, 10)
+    assert loss.item() == pytest.approx((-2.4 + 0.8 + 1.5 - 1.0 - 1.1) / 10)
     assert result.num_clipped.item() == 2
     k3 = sum(r - 1 - math.log(r) for r in (1.5, 0.5, 1.5, 0.5, 1.1))
     assert result.approx_kl_sum.item() == pytest.approx(k3)
     # The gradient of ratio * A by the log-probability is ratio * A.
     expected = -one_row(0, 0, 1.5 * -1, 0.5 * 2, 1.1) / 10
-    torch.testing.assert_close(gradient(result.loss, logprobs), expected)
+    torch.testing.assert_close(gradient(loss, logprobs), expected)
     assert not result.num_clipped.requires_grad
     assert not result.approx_kl_sum.requires_grad
 
 
 @checked
 @given(masks(), seeds, st.sampled_from([0.05, 0.2]), st.integers(1, 50))
-def test_policy_loss_matches_the_oracle(mask: Tensor, seed: int, clip_eps: float, num_tokens: int) -> None:
+def test_surrogate_and_mean_match_the_oracle(
+    mask: Tensor, seed: int, clip_eps: float, num_tokens: int
+) -> None:
     logprobs, old, advantages = (noise(mask, seed + i, 0.3) for i in range(3))
     expected = oracle.policy_loss(
         logprobs.tolist(), old.tolist(), advantages.tolist(), mask, clip_eps, num_tokens
     )
     logprobs.requires_grad_()
-    result = policy_loss(logprobs, old, advantages, mask, clip_eps=clip_eps, num_tokens=num_tokens)
-    assert result.loss.item() == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
+    result = clipped_surrogate(logprobs, old, advantages, mask, clip_eps=clip_eps)
+    loss = token_mean(result.token_losses, mask, num_tokens)
+    assert result.token_losses.shape == (int(mask.sum()),)
+    assert loss.item() == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
     assert result.num_clipped.item() == expected[1]
     assert result.approx_kl_sum.item() == pytest.approx(expected[2], rel=1e-5, abs=1e-6)
-    torch.testing.assert_close(
-        gradient(result.loss, logprobs), torch.tensor(expected[3]), rtol=1e-5, atol=1e-7
-    )
+    torch.testing.assert_close(gradient(loss, logprobs), torch.tensor(expected[3]), rtol=1e-5, atol=1e-7)
 
 
 # Value loss
@@ -247,10 +252,15 @@ def test_explained_variance_matches_the_oracle_and_adds_up(mask: Tensor, seed: i
 # What must change no bit
 
 
+def surrogate_mean(x: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    surrogate = clipped_surrogate(x, old, advantages, mask, clip_eps=0.2)
+    return token_mean(surrogate.token_losses, mask, 99)
+
+
 def losses(estimator: KLEstimator) -> dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]]:
     """Every loss as a function of a column with a gradient, two constant columns and the mask."""
     return {
-        "policy": lambda x, a, b, mask: policy_loss(x, a, b, mask, clip_eps=0.2, num_tokens=99).loss,
+        "policy": surrogate_mean,
         "value": lambda x, a, b, mask: value_loss(x, a, b, mask, value_clip=0.2, num_tokens=99),
         "kl": lambda x, a, b, mask: kl_loss(x, a, mask, estimator=estimator, num_tokens=99),
     }
@@ -277,8 +287,8 @@ def test_padding_changes_no_bit_of_the_metrics() -> None:
     x, a, b = (noise(mask, seed, 0.3) for seed in range(3))
     for extra in (1, 8, 67):
         wide = [widen(column, extra) for column in (x, a, b, mask)]
-        narrow_result = policy_loss(x, a, b, mask, clip_eps=0.2, num_tokens=99)
-        wide_result = policy_loss(*wide, clip_eps=0.2, num_tokens=99)
+        narrow_result = clipped_surrogate(x, a, b, mask, clip_eps=0.2)
+        wide_result = clipped_surrogate(*wide, clip_eps=0.2)
         assert torch.equal(narrow_result.num_clipped, wide_result.num_clipped)
         assert torch.equal(narrow_result.approx_kl_sum, wide_result.approx_kl_sum)
         assert explained_variance(x, a, mask) == explained_variance(wide[0], wide[1], wide[3])

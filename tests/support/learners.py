@@ -14,7 +14,7 @@ from yaoki.learner.network import TrainedNetwork
 from yaoki.learner.shard import shard
 from yaoki.models.critic import init_value_head
 from yaoki.ranks.world import World, alone
-from yaoki.rl.algorithm import algorithm_of
+from yaoki.rl.algorithm import Algorithm, algorithm_of
 from yaoki.types import Completion, FinishReason, Prompt, Rollout, RolloutKey, Task, Verdict, VerdictReason
 
 VOCABULARY = 40
@@ -60,17 +60,26 @@ def critic_model(seed: int) -> PreTrainedModel:
 
 
 def learner(
-    settings: Config, *, dropout: float = 0.0, reference_seed: int = 3, world: World | None = None
+    settings: Config,
+    *,
+    dropout: float = 0.0,
+    reference_seed: int = 3,
+    world: World | None = None,
+    algorithm: Algorithm | None = None,
 ) -> Learner:
-    """Always the same networks; a critic for PPO, a reference where the config needs one."""
+    """Always the same networks; a critic if the algorithm needs one, a reference if the config does.
+
+    The algorithm is the one that the config names, if not given.
+    """
     world = world or alone()
+    algorithm = algorithm or algorithm_of(settings)
 
     def spread(model: PreTrainedModel) -> PreTrainedModel:
         return shard(model, world, settings.train, torch.device("cpu"))
 
     policy = TrainedNetwork(spread(causal_lm(1, dropout=dropout)), settings.policy)
     critic = None
-    if settings.algorithm.name == "ppo":
+    if algorithm.needs_critic:
         critic = TrainedNetwork(spread(critic_model(2)), settings.critic)
     reference = None
     if settings.kl.needs_reference:
@@ -82,7 +91,7 @@ def learner(
         value_clip=settings.critic.value_clip or None,
         temperature=settings.engine.temperature,
     )
-    return Learner(policy, critic, reference, algorithm_of(settings), sections, world)
+    return Learner(policy, critic, reference, algorithm, sections, world)
 
 
 def rollout(place: tuple[int, int], prompt: Sequence[int], response: Sequence[int], reward: float) -> Rollout:

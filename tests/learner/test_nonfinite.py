@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite: an error, or that optimizer step is left out and counted."""
+"""A loss or a gradient that is not finite: an error, or that optimizer step is skipped and counted."""
 
 import math
 
@@ -22,18 +22,18 @@ def test_it_stops_with_the_numbers(network: str) -> None:
     experience = scored(made)
     poison(getattr(made, network))
     with pytest.raises(NonFiniteError, match=rf"the {network}'s loss is nan.*its gradient nan") as caught:
-        made.update(experience, 0, 0.0, never)
+        made.update(experience, 1, 0.0, never)
     assert "train.on_nonfinite=skip" in str(caught.value.hint)
 
 
-def test_such_steps_can_be_left_out() -> None:
+def test_such_steps_can_be_skipped() -> None:
     made = learner(config("train.on_nonfinite=skip"))
     assert made.critic is not None
     experience = scored(made)
     poison(made.critic)
     before = {name: tensor.clone() for name, tensor in made.critic.weights().items()}
 
-    stats = made.update(experience, 0, 0.0, never)
+    stats = made.update(experience, 1, 0.0, never)
 
     assert stats.critic is None
     assert stats.policy is not None
@@ -56,7 +56,7 @@ def test_an_infinite_gradient_alone_is_enough() -> None:
 
 def test_a_finite_update_skips_nothing() -> None:
     made = learner(config("train.on_nonfinite=skip"))
-    assert made.update(scored(made), 0, 0.0, never).num_skipped == 0
+    assert made.update(scored(made), 1, 0.0, never).num_skipped == 0
 
 
 @pytest.mark.parametrize("phase", ["score", "update"])
@@ -73,7 +73,7 @@ def test_a_stop_is_seen_between_micro_batches(phase: str) -> None:
     experience = scored(made)
     work = {
         "score": lambda: made.score(rollouts(), second_time),
-        "update": lambda: made.update(experience, 0, 0.0, second_time),
+        "update": lambda: made.update(experience, 1, 0.0, second_time),
     }
     with pytest.raises(StopRequested):
         work[phase]()

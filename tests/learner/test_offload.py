@@ -29,7 +29,7 @@ def move(made: Learner) -> None:
 def trained(is_moved: bool) -> Callable[[World], dict[str, torch.Tensor]]:
     def work(world: World) -> dict[str, torch.Tensor]:
         made = learner(config(*KL_LOSS, SMALL, "train.offload=true"), world=world)
-        for number in range(2):
+        for number in (1, 2):
             step(made, number)
             if is_moved:
                 before = made.policy.weights() | made.policy.moments()

@@ -20,7 +20,7 @@ NUM_STEPS = 2
 def train(world: World, *overrides: str) -> dict[str, torch.Tensor]:
     """All weights, gathered, after some steps off the policy; and what the last update said."""
     made = learner(config(*overrides), world=world)
-    for step in range(NUM_STEPS):
+    for step in range(1, NUM_STEPS + 1):
         experience = off_policy(made.with_advantages(made.score(rollouts(), never), 0.3))
         stats = made.update(experience, step, 0.3, never)
     found = {f"policy/{name}": tensor.clone() for name, tensor in made.weights()}

@@ -141,8 +141,8 @@ class TestAdvantages:
         )
         before = [learner(config(*KL_REWARD)) for _ in range(2)]
         with gradients(before[0].policy) as one, gradients(before[1].policy) as other:
-            before[0].update(penalised, 0, 0.3, never)
-            before[1].update(penalised, 0, 0.0, never)
+            before[0].update(penalised, 1, 0.3, never)
+            before[1].update(penalised, 1, 0.0, never)
         assert same_bits(one[0], other[0])
 
     def test_kl_as_a_loss_is_not_in_the_advantages(self) -> None:

@@ -55,7 +55,7 @@ class TestUpdate:
         experience = off_policy(scored(made))
         expected, loss = policy_oracle(experience, 0.3, entropy_coef)
         with gradients(made.policy) as seen:
-            stats = made.update(experience, 0, 0.3 if kl else 0.0, never)
+            stats = made.update(experience, 1, 0.3 if kl else 0.0, never)
         assert len(seen) == 1
         close(seen[0], expected, rtol=1e-3, atol=2e-6)
         assert stats.policy is not None
@@ -85,7 +85,7 @@ class TestUpdate:
         total.backward()
         assert made.critic is not None
         with gradients(made.critic) as seen:
-            stats = made.update(experience, 0, 0.0, never)
+            stats = made.update(experience, 1, 0.0, never)
         expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         close(seen[0], expected, rtol=1e-3, atol=2e-6)
         assert stats.critic is not None
@@ -97,8 +97,8 @@ class TestUpdate:
     def test_one_micro_batch_or_many(self, overrides: tuple[str, ...]) -> None:
         one, many = learner(config(*overrides)), learner(config(*overrides, SMALL))
         experience = off_policy(scored(one))
-        one.update(experience, 0, 0.3, never)
-        many.update(experience, 0, 0.3, never)
+        one.update(experience, 1, 0.3, never)
+        many.update(experience, 1, 0.3, never)
         close(bits(one.policy), bits(many.policy), rtol=1e-3, atol=1e-5)
         if one.critic is not None and many.critic is not None:
             close(bits(one.critic), bits(many.critic), rtol=1e-3, atol=1e-5)
@@ -123,7 +123,7 @@ class TestUpdate:
         self, overrides: tuple[str, ...], policy_steps: int, critic_steps: int
     ) -> None:
         made = learner(config(*overrides))
-        made.update(scored(made), 0, 0.0, never)
+        made.update(scored(made), 1, 0.0, never)
         assert made.critic is not None
         assert made.policy.moments()["step/model.norm.weight"].item() == policy_steps
         assert made.critic.moments()["step/score.weight"].item() == critic_steps
@@ -138,7 +138,7 @@ class TestUpdate:
         made._critic_step = lambda c, e, p: (order.append("critic"), rows.append(e), critic_step(c, e, p))[2]
         made._policy_step = lambda e, k, p: (order.append("policy"), rows.append(e), policy_step(e, k, p))[2]
         experience = scored(made)
-        made.update(experience, 0, 0.0, never)
+        made.update(experience, 1, 0.0, never)
         assert order == ["critic"] * 5 + ["policy"] * 2
         for part in (rows[:5], rows[5:]):
             seen = sorted(
@@ -156,22 +156,22 @@ class TestUpdate:
             assert made.critic is not None
             return bits(made.critic)
 
-        assert same_bits(after(0), after(0))
-        assert not same_bits(after(0), after(1))
-        assert not same_bits(after(0), after(0, "train.seed=1"))
+        assert same_bits(after(1), after(1))
+        assert not same_bits(after(1), after(2))
+        assert not same_bits(after(1), after(1, "train.seed=1"))
 
     def test_a_frozen_policy_keeps_its_bits(self) -> None:
         made = learner(config("train.freeze_policy_steps=2"))
         assert made.critic is not None
         before, critic = bits(made.policy), bits(made.critic)
-        for step in range(2):
+        for step in (1, 2):
             stats = made.update(scored(made), step, 0.0, never)
             assert stats.policy is None
             assert stats.critic is not None
         assert same_bits(bits(made.policy), before)
         assert not same_bits(bits(made.critic), critic)
         assert (made.policy.num_batches, made.critic.num_batches) == (0, 2)
-        assert made.update(scored(made), 2, 0.0, never).policy is not None
+        assert made.update(scored(made), 3, 0.0, never).policy is not None
         assert not same_bits(bits(made.policy), before)
         assert (made.policy.num_batches, made.critic.num_batches) == (1, 3)
 
@@ -181,7 +181,7 @@ class TestUpdate:
             made = learner(config(*overrides))
             experience = scored(made)
             with gradients(made.policy) as found:
-                made.update(experience, 0, coef, never)
+                made.update(experience, 1, coef, never)
             seen.append(found[0])
         assert not same_bits(seen[0], seen[1])
         assert same_bits(seen[1], seen[2])
@@ -189,7 +189,7 @@ class TestUpdate:
     def test_grpo_has_no_critic(self) -> None:
         made = learner(config(*GRPO))
         before = bits(made.policy)
-        stats = made.update(scored(made), 0, 0.0, never)
+        stats = made.update(scored(made), 1, 0.0, never)
         assert stats.critic is None
         assert stats.policy is not None
         assert not same_bits(bits(made.policy), before)
@@ -198,7 +198,7 @@ class TestUpdate:
         made = learner(config(*GRPO))
         flat = [replace(r, verdict=replace(r.verdict, reward=1.0)) for r in rollouts()]
         before = made.policy.weights()["model.norm.weight"].clone()
-        stats = made.update(made.with_advantages(made.score(flat, never), 0.0), 0, 0.0, never)
+        stats = made.update(made.with_advantages(made.score(flat, never), 0.0), 1, 0.0, never)
         assert stats.policy is not None
         assert stats.policy.grad_norm == 0.0
         assert torch.equal(made.policy.weights()["model.norm.weight"], before)
@@ -206,7 +206,7 @@ class TestUpdate:
     def test_on_policy_numbers(self) -> None:
         made = learner(config())
         experience = scored(made)
-        stats = made.update(experience, 0, 0.0, never).policy
+        stats = made.update(experience, 1, 0.0, never).policy
         assert stats is not None
         assert stats.clip_fraction == 0.0
         assert stats.approx_kl == pytest.approx(0, abs=1e-9)
@@ -218,7 +218,7 @@ class TestUpdate:
     def test_an_update_raises_what_was_rewarded(self) -> None:
         made = learner(config("policy.lr=0.003"))
         experience = scored(made)
-        for step in range(3):
+        for step in (1, 2, 3):
             made.update(experience, step, 0.0, never)
         after = made.score(rollouts(), never)
         gain = chosen(after.old_logprobs, after) - chosen(experience.old_logprobs, experience)
@@ -230,7 +230,7 @@ class TestUpdate:
         for number, one in zip((0, 0, 1), made, strict=True):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(number)
-                one.update(experience, 0, 0.0, never)
+                one.update(experience, 1, 0.0, never)
         assert same_bits(bits(made[0].policy), bits(made[1].policy))
         assert not same_bits(bits(made[0].policy), bits(made[2].policy))
 
@@ -238,11 +238,11 @@ class TestUpdate:
 def test_the_reference_becomes_a_copy_of_the_policy() -> None:
     made = learner(config(*KL_LOSS))
     assert made.reference is not None
-    made.update(scored(made), 0, 0.0, never)
+    made.update(scored(made), 1, 0.0, never)
     made.refresh_reference()
     reference = {name: tensor.clone() for name, tensor in made.reference.state_dict().items()}
     assert same_bits(reference, made.policy.weights())
-    made.update(scored(made), 1, 0.0, never)
+    made.update(scored(made), 2, 0.0, never)
     assert same_bits(reference, dict(made.reference.state_dict()))
     assert not same_bits(reference, made.policy.weights())
     assert not any(p.requires_grad for p in made.reference.parameters())
@@ -254,5 +254,5 @@ def test_weights_for_the_engine_are_all_and_live() -> None:
     pushed = dict(made.weights())
     assert pushed.keys() == made.policy.model.state_dict().keys()
     before = pushed["model.norm.weight"].clone()
-    made.update(scored(made), 0, 0.0, never)
+    made.update(scored(made), 1, 0.0, never)
     assert not torch.equal(pushed["model.norm.weight"], before)

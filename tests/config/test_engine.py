@@ -27,7 +27,6 @@ def test_what_vllm_cannot_do(settings: dict[str, float], message: str) -> None:
 
 def test_only_vllm_is_shared_by_workers() -> None:
     assert EngineConfig(type="vllm", tensor_parallel=4).tensor_parallel == 4
-    with pytest.raises(
-        ValidationError, match=r"only a vllm engine is shared .* engine.tensor_parallel=1, not 4"
-    ):
+    message = r"only a vllm engine can be shared by workers; .* engine.tensor_parallel=1, not 4"
+    with pytest.raises(ValidationError, match=message):
         EngineConfig(tensor_parallel=4)

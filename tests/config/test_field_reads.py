@@ -23,9 +23,9 @@ def test_every_setting_is_read() -> None:
     [
         ("def f(config: Config): return config.algorithm.gamma", {"algorithm.gamma"}),
         ("def f(config): return config.algorithm.gamma", set()),
-        ("def f(train): return algorithm.gamma", set()),
-        ("def f(config: Config):\n  train = config.train\n  return algorithm.gamma", {"algorithm.gamma"}),
-        ("def f(config: Config):\n  train = config.train\n  train = 3\n  return algorithm.gamma", set()),
+        ("def f(algorithm): return algorithm.gamma", set()),
+        ("def f(config: Config):\n  train = config.train\n  return train.steps", {"train.steps"}),
+        ("def f(config: Config):\n  train = config.train\n  train = 3\n  return train.steps", set()),
         ("def f(config: Config):\n  a, b = config.run, config.kl\n  b.use", {"kl.use"}),
         ("def f(config: Config):\n  def g(): return config.kl.use\n  return g", {"kl.use"}),
         ("def f(config: Config): return [config.kl.use for _ in range(3)]", {"kl.use"}),
@@ -38,6 +38,10 @@ def test_every_setting_is_read() -> None:
         ("class A:\n  def __init__(self, config: KLConfig): self._kl = config\n"
          "  def f(self): return self._kl.use", {"kl.use"}),
         ("class A:\n  def f(self): return self._config.kl.use", set()),
+        ("class A:\n  kl: KLConfig\ndef f(a: A): return a.kl.use", {"kl.use"}),
+        ("class A:\n  config: Config\nclass B:\n  def __init__(self, a: A): self._a = a\n"
+         "  def f(self):\n    kl = self._a.config.kl\n    return kl.use", {"kl.use"}),
+        ("class A:\n  kl: int\ndef f(a: A): return a.kl.use", set()),
         ("class A:\n  config: Config\n  def f(self): return self.progress.train.steps", set()),
         ("config = load_config(path)\nconfig.train.steps", {"train.steps"}),
         ("def f() -> tuple[int, Config]: ...\nn, c = f()\nc.train.steps", {"train.steps"}),

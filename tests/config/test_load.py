@@ -26,6 +26,7 @@ def test_a_recipe_with_overrides(tmp_path: Path) -> None:
         """
         [train]
         steps = 7
+        [algorithm]
         gamma = 0.5
         [data]
         files = ["a.json", "b.json"]
@@ -84,7 +85,8 @@ def test_a_stored_config_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "meant"),
     [
-        ("train.gama=1", "algorithm.gamma"),
+        ("algorithm.gama=1", "algorithm.gamma"),
+        ("train.gamma=1", "algorithm.gamma"),
         ("train.step=1", "train.steps"),
         ("trian.steps=1", "train"),
         ("polcy.lr=1", "policy"),
@@ -117,7 +119,7 @@ def test_nothing_near() -> None:
     with pytest.raises(UsageError) as caught:
         load_config(None, [FAMILY, "zzz.qqq=1"])
     assert caught.value.hint is not None
-    assert "sections are run, train, data" in caught.value.hint
+    assert "sections are run, train, algorithm, data" in caught.value.hint
 
 
 @given(st.sampled_from(setting_names()), st.data())
@@ -141,7 +143,7 @@ def test_what_is_no_override(override: str) -> None:
 
 
 def test_a_value_out_of_bounds_is_shown(tmp_path: Path) -> None:
-    path = recipe(tmp_path, '[data]\nfamily = "arithmetic"\n[train]\nsteps = -4\ngamma = 2.0\n')
+    path = recipe(tmp_path, '[data]\nfamily = "arithmetic"\n[train]\nsteps = -4\n[algorithm]\ngamma = 2.0\n')
     with pytest.raises(UsageError) as caught:
         load_config(path)
     assert "train.steps: Input should be greater than or equal to 1, not -4" in caught.value.message

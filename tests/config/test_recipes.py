@@ -8,6 +8,7 @@ import pytest
 from yaoki.commands.plan import plan_run
 from yaoki.config.load import load_config
 from yaoki.config.schema import Config
+from yaoki.rl.algorithm import algorithm_of
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 HARDWARE = re.compile(r"Hardware: (\d+) GPUs? of (\d+) GB")
@@ -37,7 +38,7 @@ def test_those_that_people_look_for_are_there() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_valid_short_and_says_what_it_is_for(path: Path) -> None:
-    load_config(path)
+    algorithm_of(load_config(path))
     assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
     assert re.search(r"\bGPUs?\b|\bcore\b", comment_of(path))
 

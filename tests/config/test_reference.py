@@ -35,8 +35,9 @@ def test_every_setting_has_a_whole_row() -> None:
 
 def test_what_a_row_says() -> None:
     assert rows_of("train")["steps"][:4] == ["integer", "`1000`", ">= 1", "yes"]
-    assert rows_of("train")["clip_eps"][:4] == ["number", "`0.2`", "> 0, < 1", "no: trajectory"]
-    assert rows_of("train")["algorithm"][:4] == ['`"ppo"` or `"grpo"`', '`"ppo"`', "", "no: state"]
+    assert rows_of("algorithm")["clip_eps"][:4] == ["number", "`0.2`", "> 0, < 1", "no: trajectory"]
+    assert rows_of("algorithm")["name"][:4] == ["text", '`"ppo"`', "not empty", "no: state"]
+    assert rows_of("kl")["use"][:4] == ['`"loss"` or `"reward"`', '`"loss"`', "", "no: trajectory"]
     assert rows_of("policy")["betas"][:3] == ["[number, number]", "`[0.9, 0.95]`", "each >= 0, < 1"]
     assert rows_of("engine")["stop"][:3] == ["[text, ...]", '`["</answer>"]`', "each not empty"]
     assert rows_of("data")["files"][:2] == ["[path, ...]", "`[]`"]

@@ -250,21 +250,6 @@ COMBINATIONS = [
         "set kl.coef above 0 or kl.measure=true",
     ),
     (
-        ["algorithm.name=grpo", "train.group_size=1"],
-        ["algorithm.name", "train.group_size"],
-        "set train.group_size to 2",
-    ),
-    (
-        ["algorithm.name=grpo", "train.freeze_policy_steps=3"],
-        ["algorithm.name", "train.freeze_policy_steps"],
-        "set train.freeze_policy_steps=0",
-    ),
-    (
-        ["algorithm.name=grpo", "kl.coef=0.1", "kl.use=reward"],
-        ["algorithm.name", "kl.use"],
-        'set kl.use="loss"',
-    ),
-    (
         ["data.family=", "data.files=['a.json']"],
         ["policy.init_from", "data.family"],
         'policy.init_from="builtin:tiny-random"',
@@ -298,9 +283,7 @@ def test_a_wrong_combination_names_the_fields_and_what_to_set(
         ["policy.schedule=linear", "policy.decay_steps=51", "policy.min_lr=1e-6"],
         ["kl.controller=adaptive", "kl.coef=0.1"],
         ["kl.refresh_reference_every_epoch=true", "kl.measure=true"],
-        ["algorithm.name=grpo", "train.group_size=2", "kl.use=reward"],
-        ["algorithm.name=grpo", "kl.coef=0.1"],
-        ["kl.coef=0.1", "kl.use=reward"],
+        ["algorithm.name=one-of-your-own"],  # `rl.algorithm.algorithm_of` knows the names
     ],
 )
 def test_a_combination_that_can_work(overrides: list[str]) -> None:

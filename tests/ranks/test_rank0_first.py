@@ -36,7 +36,7 @@ def test_a_first_rank_that_is_gone_is_noticed(tmp_path: Path) -> None:
     found = outcomes(2, tmp_path, work, timeout_s=TIMEOUT_S)
     assert 0 not in found
     assert isinstance(found[1], Failure)
-    assert "PeerLostError: worker 0, for whose work this one waits, has not been heard of" in found[1].text
+    assert "PeerLostError: worker 0, for which this one waits, has sent no heartbeat for" in found[1].text
 
 
 @pytest.mark.parametrize(

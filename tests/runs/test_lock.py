@@ -14,7 +14,8 @@ from yaoki.cli.reports import describe_status
 from yaoki.commands.status import run_status
 from yaoki.errors import RefusedError
 from yaoki.runs.directory import RunDirectory
-from yaoki.train.attempt import Attempt, Outcome
+from yaoki.train import session
+from yaoki.train.attempt import Context, Outcome
 
 
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
@@ -45,14 +46,14 @@ def test_of_two_that_start_at_the_same_instant_one_trains(tmp_path: Path) -> Non
     path, config = tmp_path / "run", config_of("train.steps=1")
     context = multiprocessing.get_context("fork")
     at_once, other_has_ended = context.Barrier(2), context.Event()
-    run = Attempt.run
+    attempt = session.attempt
 
-    def run_alone(attempt: Attempt, choice: Choice) -> Outcome:
+    def attempt_alone(context: Context, choice: Choice) -> Outcome:
         assert other_has_ended.wait(120)
-        return run(attempt, choice)
+        return attempt(context, choice)
 
     def before() -> None:
-        Attempt.run = run_alone  # type: ignore[method-assign]
+        session.attempt = attempt_alone
         at_once.wait(60)
 
     both = [start(path, config, before), start(path, config, before)]
@@ -64,9 +65,9 @@ def test_of_two_that_start_at_the_same_instant_one_trains(tmp_path: Path) -> Non
     for process in both:
         process.join(120)
     assert sorted(process.exitcode or 0 for process in both) == [0, 3]
-    (attempt,) = RunDirectory(path).attempts()
-    assert attempt["outcome"] == "finished"
-    assert attempt["pid"] != refused.pid
+    (record,) = RunDirectory(path).attempts()
+    assert record.outcome == "finished"
+    assert record.pid != refused.pid
 
 
 def test_looking_at_a_run_does_not_take_its_lock(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
 def test_a_killed_attempt_is_known_as_killed(tmp_path: Path) -> None:
     path = tmp_path / "run"
     assert die_while_generating(path, config_of(), signal.SIGKILL, step=1) == -signal.SIGKILL
-    assert [attempt["outcome"] for attempt in RunDirectory(path).attempts()] == ["killed"]
+    assert [attempt.outcome for attempt in RunDirectory(path).attempts()] == ["killed"]
     assert run_status(RunDirectory(path)).resume.grade == "fresh"
 
 
@@ -98,6 +99,6 @@ def test_a_failed_attempt_frees_the_lock_and_says_why(tmp_path: Path) -> None:
     ended = finish(start(path, config_of("data.verifier=nowhere:Nothing")), path)
     assert ended.exit_code == 2
     (attempt,) = RunDirectory(path).attempts()
-    assert attempt["outcome"] == "failed"
-    assert "nowhere" in attempt["reason"]
+    assert attempt.outcome == "failed"
+    assert "nowhere" in str(attempt.reason)
     assert RunDirectory(path).lock_holder() is None

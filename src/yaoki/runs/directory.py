@@ -109,32 +109,38 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
-        """The run's id. RefusedError for a run of another format version."""
+        """The run's id."""
+        run_id = self._facts().get("run_id")
+        if not isinstance(run_id, str):
+            raise CorruptCheckpointError(f"{self.path / _RUN} holds no run_id", hint="put it back as it was")
+        return run_id
+
+    def _facts(self) -> dict[str, Any]:
+        """Content of run.json. RefusedError for a run of another format version."""
         found = _read_json(self.path / _RUN)
-        version, run_id = found.get("format_version"), found.get("run_id")
+        version = found.get("format_version")
         if version != FORMAT_VERSION:
             raise RefusedError(
                 f"{self.path} holds a run of format version {version}, this is version {FORMAT_VERSION}",
                 hint="finish it with the version of Yaoki that wrote it, or start a new run with --run",
             )
-        if not isinstance(run_id, str):
-            raise CorruptCheckpointError(f"{self.path / _RUN} holds no run_id", hint="put it back as it was")
-        return run_id
+        return found
 
     def require_run(self) -> None:
-        """NothingThereError unless there is a run here; CorruptCheckpointError if there was one."""
+        """NothingThereError unless there is a run here; CorruptCheckpointError if there was one; RefusedError
+        if its format version is another one."""
         self._require_not_without_name()
         if not self.exists:
             raise NothingThereError(
                 f"there is no run in {self.path}",
                 hint="start one: yaoki train RECIPE --run " + str(self.path),
             )
-        _ = self.run_id  # of this format version
+        self._facts()
 
     @property
     def parent(self) -> Parent | None:
         """What this run was forked from, if it was."""
-        found = _read_json(self.path / _RUN).get("parent")
+        found = self._facts().get("parent")
         return None if found is None else Parent.from_json(found)
 
     def create(self, config: Config, *, name: str | None = None, parent: Parent | None = None) -> None:
@@ -148,7 +154,8 @@ class RunDirectory:
         _write_json(self.path / _RUN, facts | ({} if parent is None else {"parent": asdict(parent)}))
 
     def stored_config(self) -> Config:
-        """The config of the newest attempt."""
+        """The config of the newest attempt. RefusedError for a run of another format version."""
+        self._facts()
         return read_stored(self.config_path)
 
     @property
@@ -159,7 +166,8 @@ class RunDirectory:
         )
 
     def begin_anew(self, config: Config) -> None:
-        """Replace the config of a run that has not begun."""
+        """Replace the config of a run that has not begun. RefusedError for one of another format version."""
+        self._facts()
         if self.model.exists():
             fs.remove_tree(self.model)
         self.store_config(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.support.rollouts import rollout
 from yaoki.journal.journal import RolloutJournal
-from yaoki.journal.recovery import Wanted, read_step_for
+from yaoki.journal.recovery import read_step_for
 from yaoki.journal.segments import JournalIdentity
 from yaoki.types import Prompt, Rollout, RolloutKey
 
@@ -61,8 +61,8 @@ def fill(root: Path, step: int, batches: Sequence[int], attempt: int = 1) -> Non
 
 def found(root: Path, step: int) -> set[int]:
     """The micro-batches that the next attempt would not generate again; each must be what was sampled."""
-    wanted = Wanted(identity(attempt=2), step, step - 1, prompts())
-    contents = read_step_for(root / "rollouts" / f"step-{step:08d}", wanted)
+    directory = root / "rollouts" / f"step-{step:08d}"
+    contents = read_step_for(directory, identity(attempt=2), step, step - 1, prompts())
     held = set()
     for batch in range(NUM_BATCHES):
         judged = contents.find(keys_of(step, batch))

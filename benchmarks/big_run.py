@@ -26,7 +26,7 @@ import numpy as np
 import xxhash
 from safetensors.numpy import save
 
-from tests.support.metrics import read_metrics
+from tests.support.metrics import step_row
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.layout import MANIFEST, STATE, directory_name, part_file_name
 from yaoki.checkpoint.manifest import (
@@ -44,10 +44,12 @@ from yaoki.config.load import load_config
 from yaoki.config.schema import Config
 from yaoki.journal.journal import RolloutJournal
 from yaoki.journal.layout import step_name
-from yaoki.journal.metrics import LogPosition, MetricsLog, held_out_accuracies
+from yaoki.journal.metrics import LogPosition, MetricsLog, held_out_accuracies, read_rows
 from yaoki.journal.segments import JournalIdentity, encode_segment
+from yaoki.journal.step_row import StepRow
 from yaoki.runs.directory import RunDirectory
 from yaoki.runs.environment import software
+from yaoki.runs.records import AttemptStart
 from yaoki.strict_json import encode_state
 from yaoki.types import Completion, FinishReason, Prompt, Rollout, RolloutKey, Task, Verdict, VerdictReason
 
@@ -55,12 +57,14 @@ NUM_STEPS = 10_000
 EVERY = 5
 """Steps from one checkpoint to the next."""
 NUM_PROMPTS, GROUP_SIZE = 125, 8
-PART_ROLLOUTS = 64
+SEGMENT_ROLLOUTS = 64
 NUM_ATTEMPTS = 100
 TENSORS = {"policy.params": 300, "policy.optim": 900, "critic.params": 300, "critic.optim": 900}
 NUM_AFTER = 3
 """Complete steps in the journal after the newest checkpoint; of the next one there is half."""
 MAX_LINKS = 30_000
+NUMBERS = [name for name, field in StepRow.model_fields.items() if not field.is_required()]
+"""Those of a critic and of the updates."""
 PROMPTS = [
     Prompt(Task(f"{i:032x}", f"{i}+{i}=", str(2 * i), "arithmetic"), f"{i}+{i}=", (5, 6, 7))
     for i in range(NUM_PROMPTS)
@@ -83,7 +87,8 @@ def make(directory: RunDirectory) -> None:
     directory.create(config)
     directory.mark_saved()
     for attempt in range(1, NUM_ATTEMPTS + 1):
-        directory.log_attempt({"attempt": attempt, "started_unix_s": time.time(), "pid": 1})
+        start = AttemptStart(attempt=attempt, started_unix_s=time.time(), pid=1, num_workers=1)
+        directory.log_attempt(start)
     ends = make_metrics(directory)
     make_checkpoints(directory, config, ends)
     make_journal(directory, config)
@@ -91,22 +96,21 @@ def make(directory: RunDirectory) -> None:
 
 def make_metrics(directory: RunDirectory) -> list[LogPosition]:
     """A row for each step; returns where the file ended after each."""
-    numbers = {f"number_{i}": i / 7 for i in range(30)}
+    numbers = {name: i / 7 for i, name in enumerate(NUMBERS)}
     prints = {f"part_{i}": "0123456789abcdef" * 2 for i in range(12)}
     digest, num_bytes = xxhash.xxh3_128(), 0
     ends = [LogPosition(0, 0, digest.hexdigest())]
     with directory.metrics_path.open("wb") as file:
         for step in range(1, NUM_STEPS + NUM_AFTER + 1):
-            row = {
-                "step": step,
-                "attempt": 1 + step * (NUM_ATTEMPTS - 1) // (NUM_STEPS + NUM_AFTER),
-                "reward": 0.5,
-                "accuracy": 0.5 if step % 10 == 1 else None,
-                "history": f"{step:016x}",
-                "fingerprint": prints,
-                "timing": {"train_s": 1.0 * step, **numbers},
-            }
-            line = json.dumps(row).encode() + b"\n"
+            row = step_row(
+                step,
+                attempt=1 + step * (NUM_ATTEMPTS - 1) // (NUM_STEPS + NUM_AFTER),
+                accuracy=0.5 if step % 10 == 1 else None,
+                history=f"{step:016x}",
+                fingerprint=prints,
+                **numbers,
+            )
+            line = json.dumps(row.to_json()).encode() + b"\n"
             digest.update(line)
             num_bytes += len(line)
             ends.append(LogPosition(step, num_bytes, digest.hexdigest()))
@@ -163,16 +167,16 @@ def _metrics_part() -> PartEntry:
 
 
 def make_journal(directory: RunDirectory, config: Config) -> None:
-    """Parts of 64 rollouts for every step; real ones where a resume will look."""
+    """Segments of 64 rollouts for every step; real ones where a resume will look."""
     identity = JournalIdentity(directory.run_id, config_digest(config), NUM_ATTEMPTS)
-    num_parts = -(-NUM_PROMPTS * GROUP_SIZE // PART_ROLLOUTS)
+    num_segments = -(-NUM_PROMPTS * GROUP_SIZE // SEGMENT_ROLLOUTS)
     directory.rollouts.mkdir()
-    name, data = encode_segment(rollouts_of(1)[:PART_ROLLOUTS], identity, 1, 1)
-    base, num_links = directory.path / "part", MAX_LINKS
+    name, data = encode_segment(rollouts_of(1)[:SEGMENT_ROLLOUTS], identity, 1)
+    base, num_links = directory.path / "segment", MAX_LINKS
     for step in range(1, NUM_STEPS + 1):
         path = directory.rollouts / step_name(step)
         path.mkdir()
-        for number in range(1, num_parts + 1):
+        for number in range(1, num_segments + 1):
             if num_links == MAX_LINKS:
                 base.unlink(missing_ok=True)
                 base.write_bytes(data)
@@ -186,8 +190,8 @@ def make_journal(directory: RunDirectory, config: Config) -> None:
         found = rollouts_of(step)
         if step == NUM_STEPS + NUM_AFTER + 1:
             found = found[: len(found) // 2]
-        for number, start in enumerate(range(0, len(found), PART_ROLLOUTS), start=1):
-            name, data = encode_segment(found[start : start + PART_ROLLOUTS], identity, step, number)
+        for number, start in enumerate(range(0, len(found), SEGMENT_ROLLOUTS), start=1):
+            name, data = encode_segment(found[start : start + SEGMENT_ROLLOUTS], identity, number)
             (path / str(name)).write_bytes(data)
 
 
@@ -236,7 +240,7 @@ def resume_start(directory: RunDirectory) -> dict[str, float]:
         with RolloutJournal(directory.rollouts, identity, flush_seconds=1, flush_rollouts=64) as journal:
             next_step = choice.checkpoint.manifest.step + 1
             seconds["journal"] = timed(lambda: journal.open_step(next_step, next_step - 1, PROMPTS))
-            assert journal.find([(0, 0), (NUM_PROMPTS - 1, GROUP_SIZE - 1)]) is not None
+            assert journal.find([RolloutKey(next_step, NUM_PROMPTS - 1, GROUP_SIZE - 1)]) is not None
     return seconds
 
 
@@ -245,18 +249,18 @@ def open_metrics(directory: RunDirectory, checkpoint: Path, attempt: int) -> Non
     saved = json.loads((checkpoint / STATE).read_bytes())["shared"]["metrics"]
     log = MetricsLog(directory.metrics_path, directory.superseded_path(attempt))
     log.cut_back(LogPosition(**saved))
-    for row in read_metrics(directory.superseded_path(attempt)):
-        log.append(row)
+    for row in read_rows(directory.superseded_path(attempt)):
+        log.log(row)
     log.close()
 
 
 def at_a_save(directory: RunDirectory) -> dict[str, float]:
     """Seconds that each save adds for knowing what to prune."""
     catalog, policy = Catalog(directory.checkpoints), Policy(keep_last=2, keep_every=EVERY, keep_best=3)
-    rows = read_metrics(directory.metrics_path)
+    rows = read_rows(directory.metrics_path)
     catalog.decide(policy, held_out_accuracies(rows))
     return {
-        "read metrics": timed(lambda: read_metrics(directory.metrics_path)),
+        "read metrics": timed(lambda: read_rows(directory.metrics_path)),
         "decide what to prune": timed(lambda: catalog.decide(policy, held_out_accuracies(rows))),
     }
 

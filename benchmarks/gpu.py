@@ -179,7 +179,7 @@ class Runs:
     def path(self, name: str) -> Path:
         return self._recipe.with_name(name)
 
-    def rows(self, name: str) -> list[Row]:
+    def rows(self, name: str) -> Rows:
         return read_metrics(self.path(name) / "metrics.jsonl")
 
     def log(self, name: str) -> str:
@@ -203,6 +203,12 @@ class Runs:
         if num_rows == self._num_steps:
             sys.exit(f"{name} was at its end before it could be killed: try again with more --steps")
         return f"in step {num_rows + 1}, {seconds:.2f} s after step {EVERY}"
+
+    def startup(self, name: str) -> dict[str, float]:
+        """Seconds of the last attempt until it could train, by phase."""
+        total, phases = re.findall(r"ready after ([\d.]+) s: (.*)", self.log(name))[-1]
+        seconds = {phase: float(s) for phase, s in re.findall(r"(\w+) ([\d.]+) s", phases)}
+        return {"ready": float(total), **seconds}
 
     def checkpoints(self, name: str) -> Rows:
         """What a run has said of its saves."""
@@ -255,14 +261,12 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Rows]:
     print(f"killed {killed}", flush=True)
     runs.train("killed")
     reused = sum(row["timing"]["num_reused_rollouts"] for row in runs.rows("killed") if row["attempt"] == 2)
-    startup = directory / "killed" / "attempts" / "0002" / "startup.json"  # written at the first new rollout
-    phases_s = json.loads(startup.read_text("utf-8")) if startup.exists() else {}
     return {
         "machine": [machine],
         **measured,
         "steps, unbroken": [{"step": row["step"], **row["timing"]} for row in runs.rows("unbroken")],
         "checkpoints, unbroken": runs.checkpoints("unbroken"),
-        "killed and resumed, s": [{"killed": killed, "rollouts reused": reused, **phases_s}],
+        "killed and resumed, s": [{"killed": killed, "rollouts reused": reused, **runs.startup("killed")}],
         "compared": runs.compare("unbroken", "killed"),
     }
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.harness import make_config
-from tests.support.metrics import read_metrics
 from tests.support.snapshots import INFO, content, small_snapshot
 from yaoki.checkpoint.io.reader import load
 from yaoki.checkpoint.io.snapshot import PartState, Snapshot
@@ -14,7 +13,7 @@ from yaoki.checkpoint.manifest import Scope
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Policy
 from yaoki.commands.fork import fork
-from yaoki.journal.metrics import LogPosition
+from yaoki.journal.metrics import LogPosition, read_rows
 from yaoki.runs.directory import RunDirectory
 
 from .checkpoint_scenarios import save
@@ -96,7 +95,7 @@ class Fork:
         new = RunDirectory(root / "new")
         assert new.stored_config().train.steps == 9
         assert new.parent is not None
-        assert read_metrics(new.metrics_path) == [row(step) for step in range(1, NUM_ROWS + 1)]
+        assert read_rows(new.metrics_path) == [row(step) for step in range(1, NUM_ROWS + 1)]
         chosen = new.choose_checkpoint().checkpoint
         assert chosen is not None
         given = root / "parent" / "checkpoints" / chosen.path.name

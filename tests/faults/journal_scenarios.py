@@ -1,4 +1,4 @@
-"""The journal: micro-batches flushed, old steps pruned, parts set aside."""
+"""The journal: micro-batches flushed, old steps pruned, segments quarantined."""
 
 import dataclasses
 import shutil
@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.rollouts import rollout
-from yaoki.journal.journal import JournalIdentity, RolloutJournal
-from yaoki.journal.recovery import Wanted, read_step_for
-from yaoki.types import Prompt, Rollout
+from yaoki.journal.journal import RolloutJournal
+from yaoki.journal.recovery import read_step_for
+from yaoki.journal.segments import JournalIdentity
+from yaoki.types import Prompt, Rollout, RolloutKey
 
 from .children import Acknowledge
 from .scenario import tree
 
 STEP = 7
 NUM_PROMPTS = 3
-BATCHES = [[(prompt, sample) for sample in range(2)] for prompt in range(NUM_PROMPTS)]
-"""The micro-batches of every step, as (prompt, sample)."""
+NUM_BATCHES, BATCH_SIZE = NUM_PROMPTS, 2
+
+
+def keys_of(step: int, batch: int) -> list[RolloutKey]:
+    """A micro-batch of a step: the group of one prompt."""
+    return [RolloutKey(step, batch, sample) for sample in range(BATCH_SIZE)]
 
 
 def prompts() -> list[Prompt]:
@@ -29,41 +34,41 @@ def identity(attempt: int = 1) -> JournalIdentity:
 
 
 def journal(root: Path, attempt: int = 1) -> RolloutJournal:
-    """One that flushes only when it is told to: parts do not depend on the clock."""
+    """One that flushes only when asked to: segments do not depend on the clock."""
     return RolloutJournal(root / "rollouts", identity(attempt), flush_seconds=3600, flush_rollouts=1000)
 
 
 def sampled(step: int, batch: int) -> list[Rollout]:
-    """The same in every attempt: what a completion is depends on its place alone."""
-    rows = [
-        rollout(prompt, sample, token_ids=(step, prompt, sample, 9), reward=float((step + sample) % 2))
-        for prompt, sample in BATCHES[batch]
+    """The same in every attempt: a completion depends on its key alone."""
+    return [
+        dataclasses.replace(
+            rollout(key.prompt, key.sample, token_ids=(*key, 9), reward=float((step + key.sample) % 2)),
+            key=key,
+            policy_version=step - 1,
+        )
+        for key in keys_of(step, batch)
     ]
-    return [dataclasses.replace(row, step=step, policy_version=step - 1) for row in rows]
 
 
 def fill(root: Path, step: int, batches: Sequence[int], attempt: int = 1) -> None:
-    """Each of the micro-batches in a part of its own."""
+    """Each of the micro-batches in a segment of its own."""
     with journal(root, attempt) as opened:
         opened.open_step(step, step - 1, prompts())
         for batch in batches:
-            opened.append(step, sampled(step, batch))
+            opened.append(sampled(step, batch))
             opened.sync()
 
 
 def found(root: Path, step: int) -> set[int]:
     """The micro-batches that the next attempt would not generate again; each must be what was sampled."""
-    wanted = Wanted(identity(attempt=2), step, step - 1, prompts())
-    contents = read_step_for(root / "rollouts" / f"step-{step:08d}", wanted)
+    directory = root / "rollouts" / f"step-{step:08d}"
+    contents = read_step_for(directory, identity(attempt=2), step, step - 1, prompts())
     held = set()
-    for batch, places in enumerate(BATCHES):
-        samples = contents.find(places)
-        if samples is None:
-            continue
-        held.add(batch)
-        assert [(sample.completion, sample.verdict) for sample in samples] == [
-            (row.completion, row.verdict) for row in sampled(step, batch)
-        ]
+    for batch in range(NUM_BATCHES):
+        judged = contents.find(keys_of(step, batch))
+        if judged is not None:
+            held.add(batch)
+            assert judged == [row.judged for row in sampled(step, batch)]
     return held
 
 
@@ -71,14 +76,14 @@ def complete(root: Path, step: int) -> None:
     """What the next attempt does: only what is missing is made again."""
     with journal(root, attempt=2) as opened:
         opened.open_step(step, step - 1, prompts())
-        for batch, places in enumerate(BATCHES):
-            if opened.find(places) is None:
-                opened.append(step, sampled(step, batch))
+        for batch in range(NUM_BATCHES):
+            if opened.find(keys_of(step, batch)) is None:
+                opened.append(sampled(step, batch))
                 opened.sync()
 
 
 def end(root: Path) -> object:
-    """Steps with what is found in them, and every name that is no part's."""
+    """Steps with what is found in them, and every name that is no segment's."""
     names = sorted(path for path in tree(root) if not path.endswith(".parquet"))
     steps = [int(path.name.removeprefix("step-")) for path in sorted((root / "rollouts").glob("step-*[0-9]"))]
     return names, [(step, found(root, step)) for step in steps]
@@ -98,7 +103,7 @@ class Flush:
         with journal(root) as opened:
             opened.open_step(STEP, STEP - 1, prompts())
             for batch, synced in ((0, [0]), (1, []), (2, [1, 2])):
-                opened.append(STEP, sampled(STEP, batch))
+                opened.append(sampled(STEP, batch))
                 if synced:
                     opened.sync()
                 for done in synced:
@@ -146,10 +151,10 @@ class PruneJournal:
 
 
 @dataclass(frozen=True)
-class SetAside:
-    """A damaged part and one of another policy are moved into quarantine when their step is opened."""
+class Quarantine:
+    """A damaged segment and one of another policy are moved into quarantine when their step is opened."""
 
-    name: str = "set parts aside"
+    name: str = "quarantine segments"
     num_sampled: int = 12
 
     def prepare(self, root: Path) -> None:
@@ -159,21 +164,21 @@ class SetAside:
         damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
         with journal(root / "other") as opened:
             opened.open_step(STEP, 99, prompts())
-            opened.append(STEP, [dataclasses.replace(row, policy_version=99) for row in sampled(STEP, 0)])
-        (stranger,) = (root / "other").rglob("*.parquet")
-        stranger.rename(directory / stranger.name)
+            opened.append([dataclasses.replace(row, policy_version=99) for row in sampled(STEP, 0)])
+        (other,) = (root / "other").rglob("*.parquet")
+        other.rename(directory / other.name)
         shutil.rmtree(root / "other")
 
     def work(self, root: Path, acknowledge: Acknowledge) -> None:
         with journal(root) as opened:
             opened.open_step(STEP, STEP - 1, prompts())
-        acknowledge("set aside")
+        acknowledge("quarantined")
 
     def check(self, root: Path, acknowledged: list[str]) -> str:
         assert found(root, STEP) == {1, 2}
-        parts = [Path(name) for name in tree(root) if name.endswith(".parquet")]
-        assert len({path.name for path in parts}) == 4, "what cannot be used is kept"
-        return f"{sum(path.parts[0] == 'quarantine' for path in parts)} aside"
+        segments = [Path(name) for name in tree(root) if name.endswith(".parquet")]
+        assert len({path.name for path in segments}) == 4, "what cannot be used is kept"
+        return f"{sum(path.parts[0] == 'quarantine' for path in segments)} quarantined"
 
     def go_on(self, root: Path, acknowledge: Acknowledge) -> None:
         complete(root, STEP)
@@ -182,4 +187,4 @@ class SetAside:
         return end(root)
 
 
-JOURNALS = (Flush(), PruneJournal(), SetAside())
+JOURNALS = (Flush(), PruneJournal(), Quarantine())

@@ -1,4 +1,4 @@
-"""The journal for people: rows and groups of a step, each rollout once; damaged parts named, not moved."""
+"""Rows and groups of a step, each rollout once; damaged segments are named and not moved."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ from .samples import KEYS, PROMPTS, STEP, VERSION, batch, journal, rollout
 
 
 def journaled(run: Path, *batches: list, attempt: int = 1) -> Path:
-    """The `rollouts/` of a run, with a part for each of the micro-batches."""
+    """The `rollouts/` of a run, with a segment for each of the micro-batches."""
     with journal(run, attempt) as log:
         log.open_step(STEP, VERSION, PROMPTS)
         for each in batches:
@@ -33,8 +33,8 @@ def keys_of(rows: list[RolloutRow]) -> list[RolloutKey]:
 
 def test_rows_are_what_was_sampled_in_order(tmp_path: Path) -> None:
     directory = journaled(tmp_path, batch(KEYS[4:], reward=0.0), batch(KEYS[:4], num_tokens=5))
-    rows, refused = step_rows(directory, STEP)
-    assert refused == []
+    rows, rejected = step_rows(directory, STEP)
+    assert rejected == []
     assert keys_of(rows) == KEYS
     made = rollout(0, 0, num_tokens=5)
     assert rows[0] == RolloutRow(
@@ -98,17 +98,17 @@ def test_the_order_is_that_of_prompts_then_samples(tmp_path: Path) -> None:
     assert keys_of(rows) == sorted(keys)
 
 
-def test_a_damaged_part_is_named_and_stays(tmp_path: Path) -> None:
+def test_a_damaged_segment_is_named_and_stays(tmp_path: Path) -> None:
     directory = journaled(tmp_path, batch(KEYS[:4]), batch(KEYS[4:]))
     first, second = sorted((directory / step_name(STEP)).iterdir())
     os.truncate(first, 1000)
-    rows, refused = step_rows(directory, STEP)
+    rows, rejected = step_rows(directory, STEP)
     assert keys_of(rows) == KEYS[4:]
-    assert [str(refusal).partition(":")[0] for refusal in refused] == [str(first)]
+    assert [str(found).partition(":")[0] for found in rejected] == [str(first)]
     os.truncate(second, 0)
-    rows, refused = step_rows(directory, STEP, prompt=2, correct=True)
-    assert (rows, len(refused)) == ([], 2)
-    assert step_groups(directory, STEP) == ([], refused)
+    rows, rejected = step_rows(directory, STEP, prompt=2, correct=True)
+    assert (rows, len(rejected)) == ([], 2)
+    assert step_groups(directory, STEP) == ([], rejected)
     assert first.exists()
     assert second.exists()
 
@@ -129,8 +129,8 @@ def test_groups_count_what_was_correct(tmp_path: Path) -> None:
         for place in [(key.prompt, key.sample) for key in KEYS]
         if place != (3, 1)
     ]
-    groups, refused = step_groups(journaled(tmp_path, made[:3], made[3:]), STEP)
-    assert refused == []
+    groups, rejected = step_groups(journaled(tmp_path, made[:3], made[3:]), STEP)
+    assert rejected == []
     assert groups == [
         GroupResult(
             STEP, index, f"{index:016x}", f"{index}+{index}=", str(2 * index), num_samples, num_correct

@@ -1,4 +1,4 @@
-"""The journal of a run: what was synced is found again, what does not belong is set aside with the reason."""
+"""The journal of a run: what was synced is found again, what does not belong is quarantined."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def segment_files(run: Path) -> list[Path]:
 
 
 def write(run: Path, *batches: list[Rollout], attempt: int = 1, **options: Any) -> None:
-    """An attempt that finishes these micro-batches, each in a part of its own, and is gone."""
+    """An attempt that finishes these micro-batches, each in a segment of its own, and is gone."""
     with journal(run, attempt, **options) as log:
         log.open_step(STEP, VERSION, PROMPTS)
         for rollouts in batches:
@@ -55,11 +55,11 @@ def reopened(run: Path, attempt: int = 2, **options: Any) -> tuple[RolloutJourna
     said: list[str] = []
     log = journal(run, attempt, warn=said.append, **options)
     log.open_step(STEP, VERSION, PROMPTS)
-    return log, [text.removeprefix("set aside: ") for text in said]
+    return log, [text.removeprefix("quarantined: ") for text in said]
 
 
 def found(run: Path, attempt: int = 2, **options: Any) -> list[list[JudgedCompletion] | None]:
-    """What a later attempt finds of each micro-batch; nothing may be refused."""
+    """What a later attempt finds of each micro-batch; nothing may be rejected."""
     log, said = reopened(run, attempt, **options)
     with log:
         assert said == []
@@ -118,7 +118,7 @@ def test_any_rollouts_are_found_again(
         assert all(same_bits(one, other.judged) for one, other in zip(again, left, strict=False))
 
 
-def test_micro_batches_that_wait_together_share_a_part(tmp_path: Path) -> None:
+def test_micro_batches_that_wait_together_share_a_segment(tmp_path: Path) -> None:
     with journal(tmp_path) as log:
         log.open_step(STEP, VERSION, PROMPTS)
         for keys in BATCHES:
@@ -129,7 +129,7 @@ def test_micro_batches_that_wait_together_share_a_part(tmp_path: Path) -> None:
     assert found(tmp_path) == [samples(keys) for keys in BATCHES]
 
 
-def test_no_part_is_too_large_to_be_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_segment_is_too_large_to_be_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "_MAX_SEGMENT_TOKENS", 12)
     with journal(tmp_path) as log:
         log.open_step(STEP, VERSION, PROMPTS)
@@ -172,7 +172,7 @@ def test_leaving_writes_what_still_waits(tmp_path: Path) -> None:
     assert found(tmp_path)[0] == samples(BATCHES[0])
 
 
-def test_parts_of_all_ranks_and_attempts_are_read(tmp_path: Path) -> None:
+def test_segments_of_all_ranks_and_attempts_are_read(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]), rank=0)
     write(tmp_path, batch(BATCHES[1]), rank=1, attempt=2)
     write(tmp_path, batch(BATCHES[2]), rank=17, attempt=2)
@@ -180,9 +180,9 @@ def test_parts_of_all_ranks_and_attempts_are_read(tmp_path: Path) -> None:
         assert found(tmp_path, attempt=3, rank=rank) == [samples(keys) for keys in BATCHES]
 
 
-def test_the_number_of_a_part_is_never_given_again(tmp_path: Path) -> None:
+def test_the_number_of_a_segment_is_never_given_again(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]), batch(BATCHES[1]))
-    write(tmp_path, batch(BATCHES[1], variant=1), attempt=2)  # number 3, and refused by the next
+    write(tmp_path, batch(BATCHES[1], variant=1), attempt=2)  # number 3, and rejected by the next
     for attempt in (3, 4):  # the second time, number 3 is in quarantine only
         log, said = reopened(tmp_path, attempt)
         with log:
@@ -198,8 +198,8 @@ def test_the_number_of_a_part_is_never_given_again(tmp_path: Path) -> None:
     assert [name.number for name in segment_names(directory(tmp_path)) if name.rank == 1] == [1]
 
 
-def refusal(run: Path, **options: Any) -> str:
-    """The reason why the only part is set aside; it is found there, with the reason, as it was."""
+def rejection(run: Path, **options: Any) -> str:
+    """The reason why the only segment is quarantined; it is found there, with the reason, as it was."""
     before = {path.name: path.read_bytes() for path in segment_files(run)}
     log, said = reopened(run, **options)
     with log:
@@ -218,19 +218,19 @@ def refusal(run: Path, **options: Any) -> str:
 
 def test_of_another_run(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]), run_id="run-2")
-    assert refusal(tmp_path) == "it is of run run-2, not run-1"
+    assert rejection(tmp_path) == "it is of run run-2, not run-1"
 
 
 def test_of_another_config(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]), config_digest="dead")
-    assert refusal(tmp_path) == "it is of config digest dead, not c0ffee"
+    assert rejection(tmp_path) == "it is of config digest dead, not c0ffee"
 
 
 def test_of_another_policy(tmp_path: Path) -> None:
     with journal(tmp_path) as log:
         log.open_step(STEP, VERSION + 1, PROMPTS)
         log.append([replace(r, policy_version=VERSION + 1) for r in batch(BATCHES[0])])
-    assert refusal(tmp_path) == f"it is of policy version {VERSION + 1}, not {VERSION}"
+    assert rejection(tmp_path) == f"it is of policy version {VERSION + 1}, not {VERSION}"
 
 
 def test_of_another_step(tmp_path: Path) -> None:
@@ -238,29 +238,29 @@ def test_of_another_step(tmp_path: Path) -> None:
         log.open_step(STEP + 1, VERSION, PROMPTS)
         log.append([replace(r, key=r.key._replace(step=STEP + 1)) for r in batch(BATCHES[0])])
     (tmp_path / "rollouts" / step_name(STEP + 1)).rename(directory(tmp_path))
-    assert refusal(tmp_path) == f"it is of step {STEP + 1}, not {STEP}"
+    assert rejection(tmp_path) == f"it is of step {STEP + 1}, not {STEP}"
 
 
 def test_of_other_prompts(tmp_path: Path) -> None:
     write(tmp_path, [replace(r, prompt=replace(r.prompt, token_ids=(1, 2))) for r in batch(BATCHES[0])])
-    assert refusal(tmp_path) == "prompt 0 of the step has other token ids"
+    assert rejection(tmp_path) == "prompt 0 of the step has other token ids"
 
 
 def test_of_another_task(tmp_path: Path) -> None:
     other = replace(PROMPTS[0], task=replace(PROMPTS[0].task, uid="f" * 16))
     write(tmp_path, [replace(r, prompt=other) for r in batch(KEYS[:2])])
-    assert refusal(tmp_path) == f"prompt 0 of the step is of task {'0' * 16}, not {'f' * 16}"
+    assert rejection(tmp_path) == f"prompt 0 of the step is of task {'0' * 16}, not {'f' * 16}"
 
 
 @pytest.mark.parametrize("place", [(4, 0), (-1, 0), (0, -1)])
 def test_of_a_place_that_there_is_not(tmp_path: Path, place: tuple[int, int]) -> None:
     write(tmp_path, [replace(batch(KEYS[:1])[0], key=RolloutKey(STEP, *place))])
-    assert refusal(tmp_path) == f"there is no prompt {place[0]}, sample {place[1]} among 4 prompts"
+    assert rejection(tmp_path) == f"there is no prompt {place[0]}, sample {place[1]} among 4 prompts"
 
 
 def test_with_a_reward_that_is_none(tmp_path: Path) -> None:
     write(tmp_path, batch(KEYS[:1], reward=float("inf")))
-    assert refusal(tmp_path) == "a row that no rollout has: a reward is inf"
+    assert rejection(tmp_path) == "a row that no rollout has: a reward is inf"
 
 
 def test_with_rows_that_are_not_what_the_metadata_says(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_with_rows_that_are_not_what_the_metadata_says(tmp_path: Path) -> None:
         name, data = segments.encode_segment(mixed, segments.JournalIdentity("run-1", "c0ffee", 1), 1)
     fs.make_directory(directory(tmp_path))
     (directory(tmp_path) / str(name)).write_bytes(data)
-    assert refusal(tmp_path) == f"a row is not of policy_version {VERSION}, as its metadata says"
+    assert rejection(tmp_path) == f"a row is not of policy_version {VERSION}, as its metadata says"
 
 
 def test_of_an_older_format(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_of_an_older_format(tmp_path: Path) -> None:
     data = sink.getvalue().to_pybytes()
     name = SegmentName(0, 1, xxhash.xxh3_128_hexdigest(data))
     (directory(tmp_path) / str(name)).write_bytes(data)
-    assert refusal(tmp_path) == "it is of format 1, not 2"
+    assert rejection(tmp_path) == "it is of format 1, not 2"
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
@@ -296,17 +296,17 @@ def test_damaged(tmp_path: Path, damage: str) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes({"cut": data[:-1], "flip": data, "empty": b"", "text": b"hello"}[damage])
-    assert refusal(tmp_path).startswith("damaged: its ")
+    assert rejection(tmp_path).startswith("damaged: its ")
 
 
 def test_not_parquet_in_spite_of_its_name(tmp_path: Path) -> None:
     fs.make_directory(directory(tmp_path))
     name = f"rank-000-part-00001-{xxhash.xxh3_128_hexdigest(b'hello')}.parquet"
     (directory(tmp_path) / name).write_bytes(b"hello")
-    assert refusal(tmp_path).startswith("not a readable Parquet file: ")
+    assert rejection(tmp_path).startswith("not a readable Parquet file: ")
 
 
-def test_what_was_set_aside_is_made_again_and_found(tmp_path: Path) -> None:
+def test_what_was_quarantined_is_made_again_and_found(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]), batch(BATCHES[1]))
     os.truncate(segment_files(tmp_path)[0], 100)
     log, said = reopened(tmp_path)
@@ -317,7 +317,7 @@ def test_what_was_set_aside_is_made_again_and_found(tmp_path: Path) -> None:
     assert found(tmp_path, attempt=3)[:2] == [samples(keys) for keys in BATCHES[:2]]
 
 
-def test_the_same_again_is_set_aside_as_a_duplicate(tmp_path: Path) -> None:
+def test_the_same_again_is_quarantined_as_a_duplicate(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]))
     (first,) = segment_files(tmp_path)
     name = parse_segment(first.name)
@@ -354,8 +354,8 @@ def test_of_two_that_contradict_the_first_attempt_counts(tmp_path: Path) -> None
     )
 
 
-def test_a_part_that_holds_more_than_the_one_before_counts_too(tmp_path: Path) -> None:
-    """As after half of a micro-batch was set aside, and all of it was made again."""
+def test_a_segment_that_holds_more_than_the_one_before_counts_too(tmp_path: Path) -> None:
+    """As after half of a micro-batch was quarantined, and all of it was made again."""
     write(tmp_path, batch(BATCHES[0][:2]))
     assert found(tmp_path)[0] is None
     write(tmp_path, batch(BATCHES[0]), attempt=2)
@@ -364,20 +364,21 @@ def test_a_part_that_holds_more_than_the_one_before_counts_too(tmp_path: Path) -
 
 def test_other_files_are_left_alone_and_named(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]))
-    (part,) = segment_files(tmp_path)
-    names = sorted(["notes.txt", part.name + ".bak", "copy of " + part.name])
+    (segment,) = segment_files(tmp_path)
+    names = sorted(["notes.txt", segment.name + ".bak", "copy of " + segment.name])
     for name in names:
-        (directory(tmp_path) / name).write_bytes(part.read_bytes())
+        (directory(tmp_path) / name).write_bytes(segment.read_bytes())
     log, said = reopened(tmp_path)
     with log:
         assert log.find(BATCHES[0]) == samples(BATCHES[0])
     assert said == [
-        f"{directory(tmp_path) / name}: left alone: no part of the journal has such a name" for name in names
+        f"left alone: {directory(tmp_path) / name}: not the name of a segment of the journal"
+        for name in names
     ]
-    assert sorted(os.listdir(directory(tmp_path))) == sorted([*names, part.name])
+    assert sorted(os.listdir(directory(tmp_path))) == sorted([*names, segment.name])
 
 
-def test_other_ranks_refuse_the_same_and_move_nothing(tmp_path: Path) -> None:
+def test_other_ranks_reject_the_same_and_move_nothing(tmp_path: Path) -> None:
     write(tmp_path, batch(BATCHES[0]), batch(BATCHES[1]))
     os.truncate(segment_files(tmp_path)[0], 100)
     unfinished = directory(tmp_path) / f"rank-000-part-00007-{'0' * 32}.parquet.tmp"

@@ -90,7 +90,7 @@ def test_what_was_acknowledged_is_found(tmp_path: Path, seed: int) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_part_that_was_cut_short_before_its_rename_is_removed(tmp_path: Path) -> None:
+def test_a_segment_that_was_cut_short_before_its_rename_is_removed(tmp_path: Path) -> None:
     directory = tmp_path / "rollouts" / step_name(STEP)
     directory.mkdir(parents=True)
     with journal(tmp_path, warn=fail) as log:
@@ -99,4 +99,4 @@ def test_a_part_that_was_cut_short_before_its_rename_is_removed(tmp_path: Path) 
         log.open_step(STEP, VERSION, PROMPTS)
         assert os.listdir(directory) == []
         log.append(batch(BATCHES[0]))
-    assert [part.split("-")[3] for part in os.listdir(directory)] == ["00002"]
+    assert [segment.split("-")[3] for segment in os.listdir(directory)] == ["00002"]

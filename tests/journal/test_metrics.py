@@ -184,7 +184,7 @@ def test_a_line_that_is_no_row_is_named_with_the_reason(tmp_path: Path, kind: st
     path, (line, reason) = tmp_path / "metrics.jsonl", SPOILT[kind]
     good = json.dumps(ROW)
     path.write_text(f"{good}\n{line}\n{good}\n", "utf-8")
-    with pytest.raises(CorruptCheckpointError, match=rf"metrics\.jsonl, row 2: not a row \({reason}"):
+    with pytest.raises(CorruptCheckpointError, match=rf"metrics\.jsonl: line 2 is not a row \({reason}"):
         read_rows(path)
 
 
@@ -241,6 +241,17 @@ def test_a_spoilt_row_after_the_checkpoint_is_no_obstacle(tmp_path: Path) -> Non
     log.cut_back(positions[3])
     log.close()
     assert read_rows(path) == ROWS[:3]
+    assert read_rows(tmp_path / "old" / "superseded.jsonl") == ROWS[4:5]
+
+
+def test_a_row_of_another_form_after_the_checkpoint_is_no_obstacle(tmp_path: Path) -> None:
+    """The rows that were cut off can be read by every later attempt."""
+    positions = written(tmp_path, ROWS[:5])
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"step": 4', b'"stop": 4', 1))
+    log = opened(tmp_path)
+    log.cut_back(positions[3])
+    log.close()
     assert read_rows(tmp_path / "old" / "superseded.jsonl") == ROWS[4:5]
 
 

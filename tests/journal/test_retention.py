@@ -28,13 +28,13 @@ def make(directory: Path, *steps: int) -> None:
 
 
 @given(STEPS, st.integers(0, 45))
-def test_what_a_resume_may_need_is_never_doomed(steps: set[int], oldest: int) -> None:
+def test_what_a_resume_may_need_is_never_pruned(steps: set[int], oldest: int) -> None:
     for keep in ("needed", "all", "every 3"):
         assert all(step <= oldest for step in prunable_steps(steps, oldest, keep))
 
 
 @given(STEPS, st.integers(0, 45), st.integers(1, 7))
-def test_what_is_doomed(steps: set[int], oldest: int, every: int) -> None:
+def test_what_is_pruned(steps: set[int], oldest: int, every: int) -> None:
     old = sorted(step for step in steps if step <= oldest)
     assert prunable_steps(steps, oldest, "needed") == old
     assert prunable_steps(steps, oldest, "all") == []
@@ -76,7 +76,7 @@ def test_no_journal_is_an_empty_one(tmp_path: Path) -> None:
     assert prune_steps(tmp_path / "none", 10, "needed") == []
 
 
-def test_a_summary_counts_parts_and_bytes(tmp_path: Path) -> None:
+def test_a_summary_counts_segments_and_bytes(tmp_path: Path) -> None:
     make(tmp_path, 3, 14)
     (tmp_path / step_name(14) / "b.parquet").write_bytes(b"xx")
     (tmp_path / step_name(14) / "c.parquet.tmp").write_bytes(b"xx")

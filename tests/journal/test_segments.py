@@ -1,4 +1,4 @@
-"""Parts: what goes in comes out to the last bit, or is refused with the reason."""
+"""Segments: what goes in comes out to the last bit, or is rejected with the reason."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ from yaoki.journal.layout import SegmentName, parse_segment
 from yaoki.journal.segments import (
     JournalIdentity,
     SegmentHeader,
-    SegmentRejected,
+    UnusableSegment,
     encode_segment,
     read_segment,
 )
@@ -54,10 +54,10 @@ def test_everything_comes_back_to_the_last_bit(
     tmp_path_factory: pytest.TempPathFactory, step: tuple[list[Prompt], list[Rollout]]
 ) -> None:
     rollouts = step[1]
-    directory = tmp_path_factory.mktemp("part")
+    directory = tmp_path_factory.mktemp("segment")
     name, data = encoded(rollouts)
-    part = read_segment(write(directory, data, name=name))
-    rows = RolloutRows(part.table)
+    segment = read_segment(write(directory, data, name=name))
+    rows = RolloutRows(segment.table)
     assert len(rows) == len(rollouts)
     for row, rollout in enumerate(rollouts):
         assert rows.keys[row] == rollout.key
@@ -85,13 +85,13 @@ def test_other_tools_read_what_was_sampled(step: tuple[list[Prompt], list[Rollou
         assert tuple(row["not_sampled"]) == rollout.completion.not_sampled
 
 
-def test_a_part_says_whose_it_is(tmp_path: Path) -> None:
+def test_a_segment_says_whose_it_is(tmp_path: Path) -> None:
     name, data = encoded()
     assert str(name).startswith("rank-002-part-00001-")
-    part = read_segment(write(tmp_path, data, name=name))
-    assert part.header == SegmentHeader("run-1", "c0ffee", STEP, VERSION, attempt=3, rank=2)
+    segment = read_segment(write(tmp_path, data, name=name))
+    assert segment.header == SegmentHeader("run-1", "c0ffee", STEP, VERSION, attempt=3, rank=2)
     for column, value in (("step", STEP), ("policy_version", VERSION), ("attempt", 3), ("engine", "vllm")):
-        assert part.table[column].to_pylist() == [value] * 2
+        assert segment.table[column].to_pylist() == [value] * 2
 
 
 def test_a_run_may_have_any_name(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_run_may_have_any_name(tmp_path: Path) -> None:
 
 
 @given(st.text(alphabet="0123456789abcdef-rankpt.quemk", max_size=90) | st.text())
-def test_names_of_parts_come_back(name: str) -> None:
+def test_names_of_segments_come_back(name: str) -> None:
     parsed = parse_segment(name)
     assert parsed is None or str(parse_segment(str(parsed))) == str(parsed)
 
@@ -120,7 +120,7 @@ def test_every_byte_counts(tmp_path: Path) -> None:
     with path.open("r+b", buffering=0) as file:
         for place, byte in enumerate(data):
             os.pwrite(file.fileno(), bytes([byte ^ 1 << place % 8]), place)
-            with pytest.raises(SegmentRejected, match="damaged"):
+            with pytest.raises(UnusableSegment, match="damaged"):
                 read_segment(path)
             os.pwrite(file.fileno(), bytes([byte]), place)
     read_segment(path)
@@ -131,22 +131,22 @@ def test_truncated_at_any_length(tmp_path: Path) -> None:
     path = write(tmp_path, data, name=name)
     for length in reversed([*range(0, len(data), 7), len(data) - 1]):
         os.truncate(path, length)
-        with pytest.raises(SegmentRejected, match=f"damaged: its {length} bytes"):
+        with pytest.raises(UnusableSegment, match=f"damaged: its {length} bytes"):
             read_segment(path)
 
 
 def test_bytes_after_the_end(tmp_path: Path) -> None:
     name, data = encoded()
-    with pytest.raises(SegmentRejected, match="damaged"):
+    with pytest.raises(UnusableSegment, match="damaged"):
         read_segment(write(tmp_path, data + b"\0", name=name))
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_forged_digest_gets_no_further_than_a_refusal(tmp_path: Path, seed: int) -> None:
-    """Whoever makes a part can also name it; nothing in it may break the reader."""
+def test_a_forged_digest_gets_no_further_than_a_rejection(tmp_path: Path, seed: int) -> None:
+    """Whoever makes a segment can also name it; nothing in it may break the reader."""
     randomness = random.Random(seed)
     data = encoded()[1]
-    num_refused = 0
+    num_rejected = 0
     for _ in range(150):
         forged = bytearray(data)
         for _ in range(randomness.choice([1, 1, 3, 30])):
@@ -154,17 +154,17 @@ def test_a_forged_digest_gets_no_further_than_a_refusal(tmp_path: Path, seed: in
         path = write(tmp_path, bytes(forged))
         try:
             RolloutRows(read_segment(path).table)
-        except (SegmentRejected, ValueError):
-            num_refused += 1
+        except (UnusableSegment, ValueError):
+            num_rejected += 1
         path.unlink()
-    assert num_refused > 75
+    assert num_rejected > 75
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"PAR1", b"PAR1" + b"\xff" * 8 + b"PAR1", b"x" * 100, b"PAR1\0\0\0\0PAR1"]
 )
 def test_no_parquet(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(SegmentRejected, match="not a readable Parquet file"):
+    with pytest.raises(UnusableSegment, match="not a readable Parquet file"):
         read_segment(write(tmp_path, data))
 
 
@@ -172,7 +172,7 @@ def test_no_parquet(tmp_path: Path, data: bytes) -> None:
 def test_a_footer_larger_than_the_file(tmp_path: Path, claim: int) -> None:
     data = encoded()[1]
     forged = data[:-8] + claim.to_bytes(4, "little") + b"PAR1"
-    with pytest.raises(SegmentRejected, match="not a readable Parquet file"):
+    with pytest.raises(UnusableSegment, match="not a readable Parquet file"):
         read_segment(write(tmp_path, forged))
 
 
@@ -189,22 +189,22 @@ def write_table(directory: Path, changed: pa.Table) -> Path:
 @pytest.mark.parametrize("column", segments.SEGMENT_SCHEMA.names)
 def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
     with pytest.raises(
-        SegmentRejected, match=rf"columns are not a part's: missing \['pyarrow.Field<{column}:"
+        UnusableSegment, match=rf"columns are not those of a segment: missing \['pyarrow.Field<{column}:"
     ):
         read_segment(write_table(tmp_path, table().drop_columns([column])))
 
 
 def test_a_surplus_column_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SegmentRejected, match=r"surplus \['pyarrow.Field<note: string"):
+    with pytest.raises(UnusableSegment, match=r"surplus \['pyarrow.Field<note: string"):
         read_segment(write_table(tmp_path, table().append_column("note", pa.array(["a", "b"]))))
 
 
-def test_a_column_of_another_type_or_with_nulls_is_refused(tmp_path: Path) -> None:
+def test_a_column_of_another_type_or_with_nulls_is_rejected(tmp_path: Path) -> None:
     narrow = table().set_column(0, "step", pa.array([STEP, STEP], pa.int32()))
-    with pytest.raises(SegmentRejected, match="step: int32"):
+    with pytest.raises(UnusableSegment, match="step: int32"):
         read_segment(write_table(tmp_path, narrow))
     empty = table().set_column(0, "step", pa.array([STEP, None], pa.int64()))
-    with pytest.raises(SegmentRejected, match="step: int64"):
+    with pytest.raises(UnusableSegment, match="step: int64"):
         read_segment(write_table(tmp_path, empty))
 
 
@@ -214,8 +214,8 @@ def test_a_column_of_another_type_or_with_nulls_is_refused(tmp_path: Path) -> No
         ("format_version", "1", "it is of format 1, not 2"),
         ("format_version", "3", "it is of format 3, not 2"),
         ("format_version", None, "it is of format unknown"),
-        ("run_id", None, "incomplete: 'run_id'"),
-        ("attempt", None, "incomplete: 'attempt'"),
+        ("run_id", None, "incomplete: 'yaoki.run_id'"),
+        ("attempt", None, "incomplete: 'yaoki.attempt'"),
         ("run_id", b"\xff", "incomplete: 'utf-8' codec"),
         ("step", "many", "incomplete: invalid literal"),
         ("policy_version", "9" * 10_000, "incomplete: Exceeds the limit"),
@@ -228,12 +228,12 @@ def test_metadata_that_says_too_little(
     metadata.pop(f"yaoki.{key}".encode())
     if value is not None:
         metadata[f"yaoki.{key}".encode()] = value
-    with pytest.raises(SegmentRejected, match=reason):
+    with pytest.raises(UnusableSegment, match=reason):
         read_segment(write_table(tmp_path, table().replace_schema_metadata(metadata)))
 
 
-def test_a_part_without_rollouts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SegmentRejected, match="no rollouts"):
+def test_a_segment_without_rollouts_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UnusableSegment, match="no rollouts"):
         read_segment(write_table(tmp_path, table().slice(0, 0)))
 
 
@@ -263,23 +263,23 @@ def test_rows_that_no_rollout_has(tmp_path: Path, column: str, values: list[Any]
     changed = with_column(column, values)
     if column == "sample":
         changed = changed.set_column(1, changed.schema.field("prompt"), pa.array([0, 0], pa.int32()))
-    part = read_segment(write_table(tmp_path, changed))
+    segment = read_segment(write_table(tmp_path, changed))
     with pytest.raises(ValueError, match=reason):
-        RolloutRows(part.table)
+        RolloutRows(segment.table)
 
 
-def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_text_that_is_not_unicode_is_rejected(tmp_path: Path) -> None:
     bad = pa.array([b"\xff\xfe", b"ok"], pa.binary()).view(pa.string())
     place = segments.SEGMENT_SCHEMA.get_field_index("text")
     changed = table().set_column(place, segments.SEGMENT_SCHEMA.field(place), bad)
-    with pytest.raises(SegmentRejected, match=r"not a readable Parquet file: .*Invalid UTF8"):
+    with pytest.raises(UnusableSegment, match=r"not a readable Parquet file: .*Invalid UTF8"):
         read_segment(write_table(tmp_path, changed))
 
 
 def test_a_file_that_claims_to_be_huge_is_not_read(tmp_path: Path) -> None:
     path = write(tmp_path, b"", honest=False)
     os.truncate(path, 10 << 40)
-    with pytest.raises(SegmentRejected, match=f"it has {10 << 40} bytes; no part has more than"):
+    with pytest.raises(UnusableSegment, match=f"it has {10 << 40} bytes; no segment has more than"):
         read_segment(path)
 
 
@@ -299,24 +299,24 @@ def test_a_table_that_claims_to_be_huge_is_not_decoded(
     assert path.stat().st_size < 1 << 16
     assert len(read_segment(path).table) == 2
     monkeypatch.setattr(segments, "_MAX_BYTES", 1 << 22)
-    with pytest.raises(SegmentRejected, match="it claims 2 rows in 8"):
+    with pytest.raises(UnusableSegment, match="it claims 2 rows in 8"):
         read_segment(path)
 
 
-def test_what_is_not_a_plain_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_a_regular_file_is_rejected(tmp_path: Path) -> None:
     name, data = encoded()
     (tmp_path / "elsewhere").write_bytes(data)
     path = tmp_path / str(name)
     path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(SegmentRejected, match="symbolic link"):
+    with pytest.raises(UnusableSegment, match="symbolic link"):
         read_segment(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(SegmentRejected, match="not a plain file"):
+    with pytest.raises(UnusableSegment, match="not a regular file"):
         read_segment(path)
     path.rmdir()
     os.mkfifo(path)
-    with pytest.raises(SegmentRejected, match="not a plain file"):
+    with pytest.raises(UnusableSegment, match="not a regular file"):
         read_segment(path)
 
 
@@ -330,8 +330,8 @@ class _BrokenDisk:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_a_disk_that_does_not_answer_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part must not be set aside because it could not be read just now."""
+def test_a_disk_that_does_not_answer_is_no_rejection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment must not be quarantined because it could not be read just now."""
     name, data = encoded()
     path = write(tmp_path, data, name=name)
     monkeypatch.setattr(segments, "os", _BrokenDisk())
@@ -340,7 +340,7 @@ def test_a_disk_that_does_not_answer_is_no_refusal(tmp_path: Path, monkeypatch: 
     assert caught.value.hint
 
 
-def test_a_part_that_has_gone_in_the_meantime(tmp_path: Path) -> None:
+def test_a_segment_that_has_gone_in_the_meantime(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_segment(tmp_path / str(SegmentName(0, 1, "0" * 32)))
 
@@ -352,5 +352,5 @@ def test_pages_bear_checksums(tmp_path: Path) -> None:
     chunks = [metadata.row_group(0).column(index) for index in range(metadata.num_columns)]
     logprobs = next(chunk for chunk in chunks if chunk.path_in_schema == "logprobs.list.element")
     data[logprobs.data_page_offset + logprobs.total_compressed_size - 3] ^= 1
-    with pytest.raises(SegmentRejected, match="CRC"):
+    with pytest.raises(UnusableSegment, match="CRC"):
         read_segment(write(tmp_path, bytes(data)))

@@ -12,33 +12,29 @@ from typing import Any
 from tests.support.ranks import on_ranks
 from tests.support.requests import no_poll, requests
 from yaoki.errors import StopRequested
+from yaoki.journal.journal import NullJournal
 from yaoki.models.builtin import tiny_tokenizer
 from yaoki.models.policy import model_logprobs
 from yaoki.ranks.world import World
-from yaoki.rollout.collect import collect
-from yaoki.rollout.engine import Poll, Sampling
+from yaoki.rollout.collect import Collector
+from yaoki.rollout.engine import Sampling
 from yaoki.rollout.engines.vllm import VllmEngine
-from yaoki.seeding import Purpose
-from yaoki.train.exchange import RolloutExchange
 from yaoki.train.weight_sync import check_weights, probe_ids, tolerance
-from yaoki.types import Prompt, Rollout, Task, Verdict, VerdictReason
+from yaoki.types import Poll, Prompt, Rollout, RolloutKey, Task, Verdict, VerdictReason
 
 from .models import vllm_engine, wide_headed
 
 SAMPLING = Sampling(1.0, 1.0, 8, ())
 
 
-class Log:
-    """Holds nothing from before; keeps the places of what it is given."""
+class Journal(NullJournal):
+    """Finds nothing; keeps the keys of what is appended."""
 
     def __init__(self) -> None:
-        self.places: list[tuple[int, int]] = []
-
-    def find(self, places: Any) -> None:
-        return None
+        self.keys: list[RolloutKey] = []
 
     def append(self, rollouts: Sequence[Rollout]) -> None:
-        self.places += [(rollout.key.prompt, rollout.key.sample) for rollout in rollouts]
+        self.keys += [rollout.key for rollout in rollouts]
 
 
 class AlwaysRight:
@@ -78,16 +74,17 @@ def reason_of_a_stop(engine: VllmEngine, *, raises_at: int) -> str | None:
 
 def collected(engine: VllmEngine, world: World) -> dict[str, Any]:
     """A step of rollouts, with what this rank alone did for it."""
-    log, tokenizer = Log(), tiny_tokenizer()
+    journal, tokenizer = Journal(), tiny_tokenizer()
     prompts = [
         Prompt(Task(text, text, "1", "test"), text, tuple(tokenizer(text)["input_ids"])) for text in "abcd"
     ]
-    rollouts = collect(
-        engine, AlwaysRight(), prompts, purpose=Purpose.ROLLOUT, run_seed=1, step=0, num_samples=2,
-        batch_size=4, poll=no_poll, on_progress=lambda done, total: None, log=log,
-        peers=RolloutExchange(world, 2),
+    collector = Collector(
+        engine=engine, verifier=AlwaysRight(), journal=journal, world=world, ranks_per_engine=2, run_seed=1,
+        group_size=2, num_eval_samples=2, batch_size=4, poll=no_poll,
     )  # fmt: skip
-    return {"logged": log.places, "rollouts": [rollout.completion.token_ids for rollout in rollouts]}
+    rollouts = collector.training(prompts, 1, lambda done, total: None)
+    logged = [(key.prompt, key.sample) for key in journal.keys]
+    return {"logged": logged, "rollouts": [rollout.completion.token_ids for rollout in rollouts]}
 
 
 def work(world: World) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def _journal(journal: JournalSummary) -> str:
         return "empty"
     first, last = journal.first_step, journal.last_step
     steps = f"step {first}" if first == last else f"{journal.num_steps} steps ({first} to {last})"
-    return f"{steps} in {journal.num_parts} parts, {size(journal.num_bytes)}"
+    return f"{steps} in {journal.num_segments} segments, {size(journal.num_bytes)}"
 
 
 def _resume(resume: ResumeReport | NoResume, step: int) -> str:

@@ -1,12 +1,14 @@
 """Rollouts as columns of a table and back, bit for bit: in Parquet segments and in messages between ranks."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from yaoki.types import (
@@ -24,33 +26,34 @@ def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable)
 
 
-def _ragged(kind: pa.DataType) -> pa.DataType:
+def _list(kind: pa.DataType) -> pa.DataType:
     return pa.list_(_field("element", kind))
 
 
-ROLLOUT_SCHEMA = pa.schema(
-    [
-        _field("step", pa.int64()),
-        _field("prompt", pa.int32()),
-        _field("sample", pa.int32()),
-        _field("policy_version", pa.int64()),
-        _field("task_uid", pa.string()),
-        _field("source", pa.string()),
-        _field("problem", pa.string()),
-        _field("answer", pa.string()),
-        _field("reward", pa.float64()),
-        _field("verdict", pa.string()),
-        _field("extracted", pa.string(), nullable=True),
-        _field("finish_reason", pa.string()),
-        _field("text", pa.string()),
-        _field("prompt_ids", _ragged(pa.int64())),
-        _field("token_ids", _ragged(pa.int64())),
-        _field("logprobs", _ragged(pa.float64())),
-        _field("not_sampled", _ragged(pa.int32())),
-    ]
+_COLUMNS: Sequence[tuple[pa.Field, Callable[[Rollout], Any]]] = (
+    (_field("step", pa.int64()), lambda r: r.key.step),
+    (_field("prompt", pa.int32()), lambda r: r.key.prompt),
+    (_field("sample", pa.int32()), lambda r: r.key.sample),
+    (_field("policy_version", pa.int64()), lambda r: r.policy_version),
+    (_field("task_uid", pa.string()), lambda r: r.prompt.task.uid),
+    (_field("source", pa.string()), lambda r: r.prompt.task.source),
+    (_field("problem", pa.string()), lambda r: r.prompt.task.problem),
+    (_field("answer", pa.string()), lambda r: r.prompt.task.answer),
+    (_field("reward", pa.float64()), lambda r: r.verdict.reward),
+    (_field("verdict", pa.string()), lambda r: r.verdict.reason.value),
+    (_field("extracted", pa.string(), nullable=True), lambda r: r.verdict.extracted),
+    (_field("finish_reason", pa.string()), lambda r: r.completion.finish_reason.value),
+    (_field("text", pa.string()), lambda r: r.completion.text),
+    (_field("prompt_ids", _list(pa.int64())), lambda r: r.prompt.token_ids),
+    (_field("token_ids", _list(pa.int64())), lambda r: r.completion.token_ids),
+    (_field("logprobs", _list(pa.float64())), lambda r: r.completion.logprobs),
+    (_field("not_sampled", _list(pa.int32())), lambda r: r.completion.not_sampled),
 )
+"""Each column with its value for a rollout."""
 
-PARQUET_OPTIONS: dict[str, Any] = {
+ROLLOUT_SCHEMA = pa.schema([field for field, _ in _COLUMNS])
+
+_PARQUET_OPTIONS: Mapping[str, Any] = {
     "compression": "zstd",
     "write_page_checksum": True,
     # Log-probabilities stay out of dictionaries, where values that compare equal may become one.
@@ -60,74 +63,41 @@ PARQUET_OPTIONS: dict[str, Any] = {
     ],
     "column_encoding": {"logprobs.list.element": "BYTE_STREAM_SPLIT"},
 }
-"""For pyarrow.parquet.write_table."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ragged:
-    """Rows of different lengths, end to end."""
-
-    values: NDArray[Any]
-    offsets: NDArray[np.int32]
-    """`[N + 1]`: row i is values[offsets[i] : offsets[i + 1]]."""
-
-    def __getitem__(self, row: int) -> NDArray[Any]:
-        return self.values[self.offsets[row] : self.offsets[row + 1]]
-
-    @property
-    def lengths(self) -> NDArray[np.int32]:
-        """`[N]`"""
-        return np.diff(self.offsets)
 
 
 def rollout_table(rollouts: Sequence[Rollout]) -> pa.Table:
     """One row per rollout, in order."""
-    completions = [rollout.completion for rollout in rollouts]
-    columns = [
-        [rollout.key.step for rollout in rollouts],
-        [rollout.key.prompt for rollout in rollouts],
-        [rollout.key.sample for rollout in rollouts],
-        [rollout.policy_version for rollout in rollouts],
-        [rollout.prompt.task.uid for rollout in rollouts],
-        [rollout.prompt.task.source for rollout in rollouts],
-        [rollout.prompt.task.problem for rollout in rollouts],
-        [rollout.prompt.task.answer for rollout in rollouts],
-        [rollout.verdict.reward for rollout in rollouts],
-        [rollout.verdict.reason.value for rollout in rollouts],
-        [rollout.verdict.extracted for rollout in rollouts],
-        [completion.finish_reason.value for completion in completions],
-        [completion.text for completion in completions],
-        _to_lists([rollout.prompt.token_ids for rollout in rollouts], np.int64),
-        _to_lists([completion.token_ids for completion in completions], np.int64),
-        _to_lists([completion.logprobs for completion in completions], np.float64),
-        _to_lists([completion.not_sampled for completion in completions], np.int32),
-    ]
-    arrays = [
-        column if isinstance(column, pa.Array) else pa.array(column, field.type)
-        for column, field in zip(columns, ROLLOUT_SCHEMA, strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, schema=ROLLOUT_SCHEMA)
+    columns = [pa.array([value(rollout) for rollout in rollouts], field.type) for field, value in _COLUMNS]
+    return pa.Table.from_arrays(columns, schema=ROLLOUT_SCHEMA)
+
+
+def to_parquet(table: pa.Table) -> pa.Buffer:
+    """The bytes of a Parquet file with all rows in one group; `table` has ROLLOUT_SCHEMA's columns."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=max(1, len(table)), **_PARQUET_OPTIONS)
+    return sink.getvalue()
 
 
 class RolloutRows:
-    """The judged completions in a table with ROLLOUT_SCHEMA's columns.
-
-    Raises ValueError for values that no rollout has.
-    """
+    """The judged completions in a table with ROLLOUT_SCHEMA's columns."""
 
     def __init__(self, table: pa.Table) -> None:
-        coordinates = (table[name].to_pylist() for name in ("step", "prompt", "sample"))
-        self.keys = [RolloutKey(*key) for key in zip(*coordinates, strict=True)]
-        self.task_uids: list[str] = table["task_uid"].to_pylist()
-        self.prompt_ids = _from_lists(table["prompt_ids"])
-        self._token_ids = _from_lists(table["token_ids"])
-        self._logprobs = _from_lists(table["logprobs"])
-        self._not_sampled = _from_lists(table["not_sampled"])
-        self._rewards: list[float] = table["reward"].to_pylist()
-        self._verdicts = [VerdictReason(value) for value in table["verdict"].to_pylist()]
-        self._finish_reasons = [FinishReason(value) for value in table["finish_reason"].to_pylist()]
-        self._texts: list[str] = table["text"].to_pylist()
-        self._extracted: list[str | None] = table["extracted"].to_pylist()
+        """Raises ValueError for values that no rollout has."""
+
+        def column(name: str) -> list[Any]:
+            values: list[Any] = table[name].to_pylist()
+            return values
+
+        self.keys = list(map(RolloutKey, column("step"), column("prompt"), column("sample")))
+        self.task_uids: list[str] = column("task_uid")
+        self.prompt_ids = _arrays(table["prompt_ids"])
+        self._token_ids = _arrays(table["token_ids"])
+        self._logprobs = _arrays(table["logprobs"])
+        self._not_sampled = _arrays(table["not_sampled"])
+        self._texts: list[str] = column("text")
+        self._finish_reasons = list(map(FinishReason, column("finish_reason")))
+        reasons = map(VerdictReason, column("verdict"))
+        self._verdicts = list(map(Verdict, column("reward"), reasons, column("extracted")))
         self._validate()
 
     def __len__(self) -> int:
@@ -135,57 +105,37 @@ class RolloutRows:
 
     def judged(self, row: int) -> JudgedCompletion:
         """One row as it was sampled and judged."""
-        return JudgedCompletion(
-            Completion(
-                tuple(self._token_ids[row].tolist()),
-                tuple(self._logprobs[row].tolist()),
-                self._texts[row],
-                self._finish_reasons[row],
-                tuple(self._not_sampled[row].tolist()),
-            ),
-            Verdict(self._rewards[row], self._verdicts[row], self._extracted[row]),
+        completion = Completion(
+            tuple(self._token_ids[row].tolist()),
+            tuple(self._logprobs[row].tolist()),
+            self._texts[row],
+            self._finish_reasons[row],
+            tuple(self._not_sampled[row].tolist()),
         )
+        return JudgedCompletion(completion, self._verdicts[row])
 
     def content(self, row: int) -> tuple[object, ...]:
         """Compares equal for rows that hold the same bits, NaN included."""
-        return (
-            self._token_ids[row].tobytes(),
-            self._logprobs[row].tobytes(),
-            self._not_sampled[row].tobytes(),
-            self._texts[row],
-            self._finish_reasons[row],
-            self._rewards[row],
-            self._verdicts[row],
-            self._extracted[row],
-        )
+        judged = self.judged(row)
+        return replace(judged.completion, logprobs=()), self._logprobs[row].tobytes(), judged.verdict
 
     def _validate(self) -> None:
-        if odd := [reward for reward in self._rewards if not math.isfinite(reward)]:
+        if odd := [verdict.reward for verdict in self._verdicts if not math.isfinite(verdict.reward)]:
             raise ValueError(f"a reward is {odd[0]}")
-        if not np.array_equal(self._token_ids.lengths, self._logprobs.lengths):
-            raise ValueError("a completion has more or fewer log-probabilities than tokens")
         if len(set(self.keys)) < len(self):
             raise ValueError("the same (prompt, sample) is there twice")
-        for row in range(len(self)):
-            places, length = self._not_sampled[row], len(self._token_ids[row])
-            if len(places) and not (places[0] >= 0 and places[-1] < length and (np.diff(places) > 0).all()):
-                raise ValueError(f"not_sampled is {places.tolist()} of {length} tokens")
+        for ids, logprobs, places in zip(self._token_ids, self._logprobs, self._not_sampled, strict=True):
+            if len(logprobs) != len(ids):
+                raise ValueError("a completion has more or fewer log-probabilities than tokens")
+            if len(places) and not (places[0] >= 0 and places[-1] < len(ids) and (np.diff(places) > 0).all()):
+                raise ValueError(f"not_sampled is {places.tolist()} of {len(ids)} tokens")
 
 
-def _to_lists(rows: Sequence[Sequence[float]], kind: type[np.generic]) -> pa.Array:
-    """A list column of numbers."""
-    offsets = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    values = np.empty(offsets[-1], kind)
-    for row, start, end in zip(rows, offsets, offsets[1:], strict=False):
-        values[start:end] = row
-    arrow = pa.array(values)
-    return pa.ListArray.from_arrays(offsets, arrow, type=_ragged(arrow.type))
-
-
-def _from_lists(column: pa.ChunkedArray) -> Ragged:
+def _arrays(column: pa.ChunkedArray) -> list[NDArray[Any]]:
+    """The rows of a list column; views of one array, so that a row costs nothing until it is used."""
     lists = column.combine_chunks()
-    return Ragged(lists.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy())
+    values, offsets = lists.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy()
+    return [values[start:end] for start, end in pairwise(offsets)]
 
 
 def pack(rollouts: Sequence[Rollout]) -> bytes:

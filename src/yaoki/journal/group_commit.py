@@ -1,7 +1,6 @@
-"""Rollouts on their way to the disk: one background thread writes all that wait, together.
+"""Group commit of rollouts: one background thread writes all pending batches together.
 
-Handing over costs the main path nothing; a failure in the thread is raised there at the next call. How
-things are written is not known here.
+Appending does not block the caller; a failure in the thread is raised at the next call.
 """
 
 import threading
@@ -16,46 +15,46 @@ Batch = Sequence[Rollout]
 
 
 class GroupCommit:
-    """Used from one thread, besides its own."""
+    """Not thread-safe: all calls come from one thread."""
 
     def __init__(
         self, write: Callable[[list[Batch]], None], *, flush_seconds: float, flush_rollouts: int
     ) -> None:
-        """`write` makes what it is given durable; it runs in the background, one call at a time."""
+        """`write` makes batches durable; it runs in the background, one call at a time."""
         self._write = write
         self._flush_seconds = flush_seconds
         self._flush_rollouts = flush_rollouts
         self._changed = threading.Condition()
-        self._waiting: list[Batch] = []
+        self._pending: list[Batch] = []
         self._oldest_s = 0.0
-        self._in_a_hurry = False
+        self._is_flushing = False
         self._commits: list[Future[None]] = []
         self._executor = ThreadPoolExecutor(1, "journal")
 
     def append(self, batch: Batch) -> None:
-        """Hand over; written when enough wait, the oldest has waited long enough, or `sync` asks."""
+        """Queue a batch; it is written when enough are pending, the oldest is old enough, or at `sync`."""
         self.raise_failure()
         with self._changed:
-            if not self._waiting:  # the last commit has taken all there was, so a new one is needed
+            if not self._pending:  # the last commit has taken all pending batches, so a new one is needed
                 self._oldest_s = time.monotonic()
                 self._commits.append(self._executor.submit(self._commit))
-            self._waiting.append(batch)
+            self._pending.append(batch)
             self._changed.notify()
 
     def sync(self) -> None:
-        """Return when all that was appended is durable; raises if it cannot be made so."""
-        self._hurry(True)
+        """Block until everything appended is durable; raises if it cannot be made durable."""
+        self._flush(True)
         wait(self._commits)
-        self._hurry(False)
+        self._flush(False)
         self.raise_failure()
 
     def close(self) -> None:
-        """Write what still waits and end the thread; raises nothing."""
-        self._hurry(True)
+        """Write what is pending and end the thread; raises nothing."""
+        self._flush(True)
         self._executor.shutdown()
 
     def raise_failure(self) -> None:
-        """YaokiError if the thread has failed, now and ever after."""
+        """Raise YaokiError if the thread has failed; once it has, every later call raises, too."""
         ended = [commit for commit in self._commits if commit.done()]
         failed = [commit for commit in ended if commit.exception() is not None]
         self._commits = failed + [commit for commit in self._commits if commit not in ended]
@@ -63,21 +62,21 @@ class GroupCommit:
             error = failed[0].exception()
             raise YaokiError(
                 f"rollouts could not be journaled: {error}",
-                hint="see to the disk, or make room on it; then the same command goes on: what was journaled "
-                "before is kept",
+                hint="check the disk, or free some space, then run the same command again: earlier rollouts are "
+                "kept",
             ) from error
 
-    def _hurry(self, in_a_hurry: bool) -> None:
+    def _flush(self, is_flushing: bool) -> None:
         with self._changed:
-            self._in_a_hurry = in_a_hurry
+            self._is_flushing = is_flushing
             self._changed.notify()
 
     def _commit(self) -> None:
         with self._changed:
             left_s = self._oldest_s + self._flush_seconds - time.monotonic()
             self._changed.wait_for(self._is_due, timeout=left_s)
-            batches, self._waiting = self._waiting, []
+            batches, self._pending = self._pending, []
         self._write(batches)
 
     def _is_due(self) -> bool:
-        return self._in_a_hurry or sum(map(len, self._waiting)) >= self._flush_rollouts
+        return self._is_flushing or sum(map(len, self._pending)) >= self._flush_rollouts

@@ -1,4 +1,4 @@
-"""The write-ahead log of rollouts: what was sampled is on disk before it is trained on, and is found again.
+"""The write-ahead log of rollouts: durable before they are trained on, and found again by a resume.
 
 rollouts/step-00000124/rank-000-part-00007-<digest>.parquet     see segments.py
 quarantine/step-00000124/...                                    segments that could not be used, and why
@@ -11,8 +11,8 @@ from types import TracebackType
 from yaoki import fs
 from yaoki.errors import NothingThereError
 from yaoki.journal.group_commit import Batch, GroupCommit
-from yaoki.journal.layout import UNFINISHED_SUFFIX, names_in, segment_names, step_name
-from yaoki.journal.recovery import Refusal, StepContents, Wanted, read_step_for, set_aside
+from yaoki.journal.layout import UNFINISHED_SUFFIX, names_in, parse_segment, segment_names, step_name
+from yaoki.journal.recovery import StepContents, quarantine, read_step_for
 from yaoki.journal.retention import prune_steps
 from yaoki.journal.segments import JournalIdentity, encode_segment
 from yaoki.types import JudgedCompletion, Prompt, Rollout, RolloutKey
@@ -22,11 +22,10 @@ _MAX_SEGMENT_TOKENS = 1 << 22
 
 
 class RolloutJournal:
-    """The journal of one rank of a run, one step at a time; a context manager, since a thread writes in the
-    background.
+    """The journal of one rank of a run, one step at a time. A context manager: a background thread writes.
 
-    Leaving the block writes what still waits. A failure to do so is raised, unless another error is already
-    being raised; call `sync` first where it matters.
+    Leaving the block writes what is still pending. A failure to do so is raised, unless another error is
+    already being raised; call `sync` first where it matters.
     """
 
     def __init__(
@@ -44,10 +43,10 @@ class RolloutJournal:
         """
         Args:
             directory: the run's `rollouts/`.
-            flush_seconds: longest time that a finished rollout waits before it is written.
-            flush_rollouts: number of waiting rollouts that are written at once.
+            flush_seconds: longest time that a finished rollout is pending before it is written.
+            flush_rollouts: number of pending rollouts that are written at once.
             replay_only: a rollout that is not in the journal is an error, and not sampled.
-            warn: receives what was quarantined or is no segment, and why.
+            warn: receives a message for each file that was quarantined or is not a segment.
             on_append: called with each finished micro-batch, which is durable soon after.
         """
         self._directory = directory
@@ -81,33 +80,33 @@ class RolloutJournal:
         prompts: Sequence[Prompt],
         barrier: Callable[[], None] = lambda: None,
     ) -> None:
-        """Turn to a step: read its segments, of all ranks and attempts, and quarantine those that are of no
-        use.
+        """Switch to a step: read its segments, of all ranks and attempts, and quarantine unusable ones.
 
         `barrier` returns when all ranks have read, so that all have found the same. Unfinished segments of
-        dead attempts are removed. Raises YaokiError for what cannot be read.
+        dead attempts are removed. Raises YaokiError if a file cannot be read.
         """
         self.sync()
         self._step, self._policy_version, self.num_reused = step, policy_version, 0
-        directory, quarantine = self._step_directory(), self._quarantine()
+        directory = self._directory / step_name(step)
+        quarantined = self._directory.parent / "quarantine" / step_name(step)
         # fsync first: a killed writer may have renamed files without syncing the directory. The target of a
         # move comes before its source.
-        for place in (quarantine, directory):
+        for place in (quarantined, directory):
             if place.is_dir():
                 fs.fsync_directory(place)
-        self._contents = read_step_for(directory, Wanted(self._identity, step, policy_version, prompts))
+        self._contents = read_step_for(directory, self._identity, step, policy_version, prompts)
         barrier()
-        if self._identity.rank == 0:  # every rank rejects the same files
-            for refusal in self._contents.refused:
-                self._warn(f"set aside: {set_aside(refusal, quarantine)}")
-            for refusal in self._unknown_files(directory):
-                self._warn(f"set aside: {refusal}")
-        self._next_number = self._clean_and_number(directory, quarantine)
+        if self._identity.rank == 0:  # every rank rejects the same segments
+            for rejected in self._contents.rejected:
+                self._warn(f"quarantined: {quarantine(rejected, quarantined)}: {rejected.reason}")
+            for path in _other_files(directory):
+                self._warn(f"left alone: {path}: not the name of a segment of the journal")
+        self._next_number = self._clean_and_number(directory, quarantined)
 
     def find(self, keys: Sequence[RolloutKey]) -> list[JudgedCompletion] | None:
         """One micro-batch of the open step, as it was in the journal when the step was opened.
 
-        None unless it is there in full: half a micro-batch is never kept.
+        None unless all of it is there: half a micro-batch is never reused.
         """
         found = self._contents.find(keys)
         if found is not None:
@@ -142,18 +141,19 @@ class RolloutJournal:
         return prune_steps(self._directory, oldest_checkpoint_step, keep)
 
     def _write(self, batches: list[Batch]) -> None:
-        """In the background: all of it durable, in as few parts as it fits in."""
-        directory = self._step_directory()
+        """In the background: make the batches durable, in as few segments as possible."""
+        directory = self._directory / step_name(self._step)
         fs.make_directory(directory)
         for rollouts in _groups(batches):
             name, data = encode_segment(rollouts, self._identity, self._next_number)
             self._next_number += 1
             fs.publish(directory / str(name), memoryview(data))
 
-    def _clean_and_number(self, directory: Path, quarantine: Path) -> int:
-        """Remove unfinished parts of this rank (the first one: of dead ranks too); an unused number."""
+    def _clean_and_number(self, directory: Path, quarantined: Path) -> int:
+        """Remove unfinished segments of this rank (rank 0: of ranks that no longer exist, too). Returns an
+        unused number."""
         numbers = [0]
-        for place in (directory, quarantine):
+        for place in (directory, quarantined):
             for name in segment_names(place):
                 is_ours = name.rank == self._identity.rank
                 if not is_ours and not (self._identity.rank == 0 and name.rank >= self._num_ranks):
@@ -163,20 +163,17 @@ class RolloutJournal:
                     fs.remove_file(place / str(name))
         return max(numbers) + 1
 
-    def _unknown_files(self, directory: Path) -> list[Refusal]:
-        ours = {str(name) for name in segment_names(directory) if name.suffix in ("", UNFINISHED_SUFFIX)}
-        reason = "left alone: no part of the journal has such a name"
-        return [Refusal(directory / name, reason) for name in names_in(directory) if name not in ours]
 
-    def _step_directory(self) -> Path:
-        return self._directory / step_name(self._step)
-
-    def _quarantine(self) -> Path:
-        return self._directory.parent / "quarantine" / step_name(self._step)
+def _other_files(directory: Path) -> Iterator[Path]:
+    """Files in a step's directory that are neither segments nor unfinished ones."""
+    for name in names_in(directory):
+        segment = parse_segment(name)
+        if segment is None or segment.suffix not in ("", UNFINISHED_SUFFIX):
+            yield directory / name
 
 
 def _groups(batches: Sequence[Batch]) -> Iterator[list[Rollout]]:
-    """Whole micro-batches together, as many as go into one part."""
+    """Whole micro-batches together, as many as fit into one segment."""
     group: list[Rollout] = []
     num_tokens = 0
     for batch in batches:
@@ -190,7 +187,7 @@ def _groups(batches: Sequence[Batch]) -> Iterator[list[Rollout]]:
 
 
 class NullJournal:
-    """In place of a RolloutJournal with journal.enabled=false: keeps nothing, finds nothing."""
+    """The journal with journal.enabled=false: stores nothing and finds nothing."""
 
     replay_only = False
     num_reused = 0

@@ -1,8 +1,6 @@
-"""The names on disk: directories of steps in a run's `rollouts/`, and the parts inside one of them.
+"""The names on disk: directories of steps in a run's `rollouts/`, and the segments in each of them.
 
-    step-00000124/rank-000-part-00007-<xxh3_128 of the file>.parquet
-
-It knows names only, nothing of what the files hold.
+step-00000124/rank-000-part-00007-<xxh3_128 of the file>.parquet
 """
 
 import os
@@ -15,28 +13,28 @@ from yaoki.errors import YaokiError
 UNFINISHED_SUFFIX = ".tmp"
 
 _STEP = re.compile(r"step-([0-9]{8,18})")
-_PART = re.compile(r"rank-([0-9]{3,9})-part-([0-9]{5,9})-([0-9a-f]{32})\.parquet(\..*)?")
+_SEGMENT = re.compile(r"rank-([0-9]{3,9})-part-([0-9]{5,9})-([0-9a-f]{32})\.parquet(\..*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentName:
-    """A file name that begins as a part's does."""
+    """A file name that is a segment's, or begins with one."""
 
     rank: int
     number: int
-    """Counts the parts of a rank in a step."""
+    """Counts the segments of a rank in a step."""
     digest: str
     """xxh3_128 of the file's bytes."""
     suffix: str = ""
-    """Empty for a part; `.tmp` for the beginning of one."""
+    """Empty for a segment; `.tmp` while it is being written."""
 
     def __str__(self) -> str:
         return f"rank-{self.rank:03d}-part-{self.number:05d}-{self.digest}.parquet{self.suffix}"
 
 
 def parse_segment(name: str) -> SegmentName | None:
-    """None for a name that does not begin as a part's does."""
-    match = _PART.fullmatch(name)
+    """None for a name that does not begin with a segment's."""
+    match = _SEGMENT.fullmatch(name)
     if match is None:
         return None
     rank, number, digest, suffix = match.groups()
@@ -44,7 +42,7 @@ def parse_segment(name: str) -> SegmentName | None:
 
 
 def segment_names(directory: Path) -> list[SegmentName]:
-    """The names in a step's directory that begin as those of parts do, in order."""
+    """The names in a step's directory that are segments' or begin with one, in order."""
     parsed = map(parse_segment, names_in(directory))
     return [name for name in parsed if name is not None]
 
@@ -55,13 +53,13 @@ def step_name(step: int) -> str:
 
 
 def parse_step(name: str) -> int | None:
-    """None for a name that no step's directory has."""
+    """The inverse of `step_name`; None for any other name."""
     match = _STEP.fullmatch(name)
     return int(match[1]) if match is not None else None
 
 
 def names_in(directory: Path) -> list[str]:
-    """What a directory holds, in order; nothing if it does not exist. YaokiError if it cannot be read."""
+    """Sorted names of a directory; empty if it does not exist. YaokiError if it cannot be read."""
     try:
         return sorted(os.listdir(directory))
     except FileNotFoundError:
@@ -71,8 +69,8 @@ def names_in(directory: Path) -> list[str]:
 
 
 def unreadable(path: Path, error: OSError) -> YaokiError:
-    """What to raise where the disk does not give back what is there."""
+    """The error for content that the disk does not return."""
     return YaokiError(
         f"{path} cannot be read: {error.strerror}",
-        hint="see to the disk; if it is lost, move it away: its rollouts are then sampled again",
+        hint="check the disk; if the file is lost, move it away: its rollouts are then sampled again",
     )

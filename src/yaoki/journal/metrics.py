@@ -1,7 +1,7 @@
 """`metrics.jsonl`: one row per step, appended once, cut back to the checkpoint on resume.
 
-Everything that depends on the clock is in CLOCK_FIELDS, so two runs of the same trajectory have otherwise
-equal rows.
+All values that depend on the clock are in CLOCK_FIELDS; two runs of the same trajectory have otherwise equal
+rows.
 """
 
 import json
@@ -20,7 +20,7 @@ from yaoki.journal.step_row import StepRow
 
 @dataclass(frozen=True, slots=True)
 class LogPosition:
-    """How much of the file belongs to the state that a checkpoint holds."""
+    """The beginning of the file that belongs to the state in a checkpoint."""
 
     num_rows: int
     num_bytes: int
@@ -29,20 +29,18 @@ class LogPosition:
 
 
 class MetricsLog:
-    """The writer of metrics.jsonl, a Tracker; one process holds it at a time."""
+    """The writer of metrics.jsonl, a Tracker; one process at a time."""
 
     def __init__(self, path: Path, superseded_path: Path) -> None:
-        """`superseded_path` receives the rows that are cut off: the steps after them must come out the same
-        again."""
+        """`superseded_path` receives the rows that are cut off: the same steps must reproduce them."""
         self._path = path
         self._superseded_path = superseded_path
         self._file = fs.open_at_end(path)
-        lines = _complete_lines(path)
-        self._set(lines)
-        self._file.cut(self._num_bytes)  # a line that a crash cut short must not swallow the next row
+        self._set(b"".join(_complete_lines(path)))
+        self._file.cut(self._num_bytes)  # an incomplete line must not swallow the next row
 
     def resume_from(self, step: int) -> None:
-        """Make sure that the next row is that of `step`: `cut_back` comes first."""
+        """Assert that the next row is that of `step`; `cut_back` comes first."""
         assert self._num_rows == step - 1, (self._num_rows, step)
 
     def log(self, row: StepRow) -> None:
@@ -58,58 +56,58 @@ class MetricsLog:
         self._num_bytes += len(line)
 
     def position(self) -> LogPosition:
-        """Where the log stands; all rows up to here."""
+        """The current end of the log."""
         return LogPosition(self._num_rows, self._num_bytes, self._digest.hexdigest())
 
     def sync(self) -> None:
-        """Make every row so far survive a power cut; done before a checkpoint refers to them."""
+        """Make every row so far survive a power cut; needed before a checkpoint refers to them."""
         self._file.sync()
 
     def cut_back(self, position: LogPosition | None) -> None:
-        """Drop the rows after `position` (None: all), which an earlier attempt wrote; they are superseded.
+        """Move the rows after `position` (None: all), which an earlier attempt wrote, to `superseded_path`.
 
-        Raises CorruptCheckpointError if what is before it is not what the checkpoint was made with.
+        Raises CorruptCheckpointError if the rows before it are not those that the checkpoint was made with.
         """
         data = self._path.read_bytes()
         num_bytes = 0 if position is None else position.num_bytes
         kept, later = data[:num_bytes], data[num_bytes:].splitlines(keepends=True)
-        self._set(kept.splitlines(keepends=True))
+        self._set(kept)
         if position is not None and self.position() != position:
             raise CorruptCheckpointError(
-                f"{self._path} does not begin with the {position.num_rows} rows in {num_bytes:,} bytes that "
-                f"the checkpoint was made with: of its {len(data):,} bytes the first {len(kept):,} hold "
+                f"it does not begin with the {position.num_rows} rows in {num_bytes:,} bytes that the "
+                f"checkpoint was made with: of its {len(data):,} bytes the first {len(kept):,} hold "
                 f"{self._num_rows} rows of digest {self.position().xxh3_128}, not {position.xxh3_128}",
+                path=self._path,
                 hint="put the file back as it was; Yaoki never changes rows that a checkpoint counts",
             )
         if later:
             fs.make_directory(self._superseded_path.parent)
-            fs.publish(self._superseded_path, b"".join(line for line in later if _is_json(line)))
+            fs.publish(self._superseded_path, b"".join(line for line in later if _is_row(line)))
         self._file.cut(num_bytes)
         self.sync()
 
     def close(self) -> None:
         self._file.close()
 
-    def _set(self, lines: list[bytes]) -> None:
-        data = b"".join(lines)
+    def _set(self, data: bytes) -> None:
         self._num_rows, self._num_bytes = data.count(b"\n"), len(data)
         self._digest = xxhash.xxh3_128(data)
 
 
 def read_rows(path: Path) -> list[StepRow]:
-    """All complete rows; none if the file is missing. A last line that a crash cut short is left out.
+    """All complete rows; none if the file is missing. An incomplete last line is left out.
 
-    Raises CorruptCheckpointError for a line that is no row.
+    Raises CorruptCheckpointError for any other line that is not a row.
     """
     rows: list[StepRow] = []
     for number, line in enumerate(_complete_lines(path), start=1):
         try:
             rows.append(StepRow.model_validate_json(line))
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            reason = f"{where}: {error.errors()[0]['msg']}" if where else error.errors()[0]["msg"]
+            first = error.errors()[0]
+            reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
             raise CorruptCheckpointError(
-                f"{path}, row {number}: not a row ({reason}): {line[:60]!r}"
+                f"line {number} is not a row ({reason}): {line[:60]!r}", path=path
             ) from error
     return rows
 
@@ -125,7 +123,7 @@ def _require_finite(row: StepRow) -> None:
 
 
 def _complete_lines(path: Path) -> list[bytes]:
-    """Lines with their ends; none if the file is missing. What follows the last line's end is left out."""
+    """Lines with their newlines; none if the file is missing. An incomplete last line is left out."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -133,12 +131,13 @@ def _complete_lines(path: Path) -> list[bytes]:
     return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
 
 
-def _is_json(line: bytes) -> bool:
+def _is_row(line: bytes) -> bool:
     """False for a line that a crash or the disk has damaged."""
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
+        StepRow.model_validate_json(line)
+    except ValidationError:
         return False
+    return True
 
 
 def held_out_accuracies(rows: Sequence[StepRow], final: tuple[int, float] | None = None) -> dict[int, float]:

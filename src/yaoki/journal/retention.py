@@ -1,4 +1,4 @@
-"""Which steps the journal holds, how much that is, and which of them may go. Opens no part."""
+"""Which steps the journal holds, their size, and which of them can be removed. Opens no segment."""
 
 import contextlib
 import os
@@ -12,10 +12,10 @@ from yaoki.journal.layout import names_in, parse_step, step_name
 
 @dataclass(frozen=True, slots=True)
 class JournalSummary:
-    """How much there is in a journal."""
+    """Size of a journal."""
 
     num_steps: int
-    num_parts: int
+    num_segments: int
     num_bytes: int
     first_step: int | None
     last_step: int | None
@@ -29,26 +29,23 @@ def journaled_steps(directory: Path) -> list[int]:
 
 def journal_summary(directory: Path) -> JournalSummary:
     """Sizes from the file system; nothing is opened or verified."""
-    steps = journaled_steps(directory)
-    num_parts = num_bytes = 0
+    steps, sizes = journaled_steps(directory), list[int]()
     for step in steps:
         with contextlib.suppress(FileNotFoundError), os.scandir(directory / step_name(step)) as entries:
-            sizes = [entry.stat().st_size for entry in entries if entry.name.endswith(".parquet")]
-            num_parts += len(sizes)
-            num_bytes += sum(sizes)
+            sizes += [entry.stat().st_size for entry in entries if entry.name.endswith(".parquet")]
     return JournalSummary(
         num_steps=len(steps),
-        num_parts=num_parts,
-        num_bytes=num_bytes,
+        num_segments=len(sizes),
+        num_bytes=sum(sizes),
         first_step=steps[0] if steps else None,
         last_step=steps[-1] if steps else None,
     )
 
 
 def prunable_steps(steps: Iterable[int], oldest_checkpoint_step: int, keep: str) -> list[int]:
-    """The steps that no resume needs and `keep` ("needed", "all" or "every N") does not want, in order.
+    """The steps that no resume needs and `keep` ("needed", "all" or "every N") does not keep, in order.
 
-    A resume begins after a checkpoint, so what led to the oldest one is not needed.
+    A resume starts from a checkpoint, so the steps up to the oldest one are not needed.
     """
     if keep == "all":
         return []
@@ -59,12 +56,12 @@ def prunable_steps(steps: Iterable[int], oldest_checkpoint_step: int, keep: str)
 
 
 def prune_steps(directory: Path, oldest_checkpoint_step: int, keep: str) -> list[Path]:
-    """Remove the doomed steps, and what a crash left of an earlier removal; returns what was removed."""
+    """Remove the prunable steps, and leftovers of a removal that a crash interrupted; returns the paths."""
     for name in names_in(directory):
         if name.endswith(fs.TRASH_SUFFIX) and parse_step(name.removesuffix(fs.TRASH_SUFFIX)) is not None:
             fs.remove_tree(directory / name)
-    doomed = prunable_steps(journaled_steps(directory), oldest_checkpoint_step, keep)
-    removed = [directory / step_name(step) for step in doomed]
+    steps = prunable_steps(journaled_steps(directory), oldest_checkpoint_step, keep)
+    removed = [directory / step_name(step) for step in steps]
     for path in removed:
         fs.remove_tree(path)
     return removed

@@ -1,22 +1,20 @@
-"""One part of the journal: an immutable Parquet file of finished rollouts of one step.
+"""A segment of the journal: an immutable Parquet file of finished rollouts of one step.
 
-The digest in its name vouches for every byte, and its metadata says which run, step, policy and attempt it
-is of. Knows nothing of what a step needs, nor of other parts.
+The digest in its name covers every byte; its metadata says of which run, step, policy and attempt it is.
 """
 
 import errno
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from yaoki.journal.columns import PARQUET_OPTIONS, ROLLOUT_SCHEMA, rollout_table
+from yaoki.journal.columns import ROLLOUT_SCHEMA, rollout_table, to_parquet
 from yaoki.journal.layout import SegmentName, parse_segment, unreadable
 from yaoki.types import Rollout
 
@@ -30,24 +28,24 @@ SEGMENT_SCHEMA = pa.schema(
 )
 
 _MAX_BYTES = 4 << 30
-"""No part is larger, in the file or in memory; a claim to be is not followed up."""
+"""Upper limit of a segment's size, in the file and in memory; whatever claims to be larger is not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class JournalIdentity:
-    """What every part that this process writes says of itself."""
+    """Whose rollouts this process writes; recorded in every segment."""
 
     run_id: str
     config_digest: str
     attempt: int
     rank: int = 0
     engine: str = "transformers"
-    """Which engine sampled; for eyes."""
+    """Which engine sampled; informational."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """The metadata of a part."""
+    """The metadata of a segment, each under `yaoki.NAME` as text."""
 
     run_id: str
     config_digest: str
@@ -56,127 +54,128 @@ class SegmentHeader:
     attempt: int
     rank: int
 
+    def to_metadata(self) -> dict[str, bytes]:
+        """A run's id begins with the name of a directory, which need not be valid Unicode."""
+        facts = {"format_version": FORMAT_VERSION, **asdict(self)}
+        return {f"yaoki.{name}": str(value).encode("utf-8", "surrogatepass") for name, value in facts.items()}
+
+    @classmethod
+    def from_schema(cls, schema: pa.Schema) -> "SegmentHeader":
+        """The header in a file's schema, which must be SEGMENT_SCHEMA; UnusableSegment if it is not."""
+        metadata = {key.decode("ascii", "replace"): value for key, value in (schema.metadata or {}).items()}
+        version = metadata.get("yaoki.format_version", b"unknown").decode("ascii", "replace")
+        if version != str(FORMAT_VERSION):
+            raise UnusableSegment(f"it is of format {version}, not {FORMAT_VERSION}")
+        if not schema.equals(SEGMENT_SCHEMA):
+            found, expected = set(map(str, schema)), set(map(str, SEGMENT_SCHEMA))
+            missing, surplus = sorted(expected - found), sorted(found - expected)
+            raise UnusableSegment(
+                f"its columns are not those of a segment: missing {missing}, surplus {surplus}"
+            )
+
+        def text(name: str) -> str:
+            return str(metadata[f"yaoki.{name}"], "utf-8", "surrogatepass")
+
+        try:
+            numbers = (int(text(name)) for name in ("step", "policy_version", "attempt", "rank"))
+            return cls(text("run_id"), text("config_digest"), *numbers)
+        except (KeyError, ValueError) as error:
+            raise UnusableSegment(f"its metadata is incomplete: {error}") from error
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part whose bytes are those that were written."""
+    """A segment whose bytes were verified."""
 
     path: Path
     header: SegmentHeader
     table: pa.Table
 
 
-class SegmentRejected(Exception):
-    """What a file holds is not a part, and why; never leaves the journal."""
+class UnusableSegment(Exception):
+    """The content of a file cannot be used, and why; never leaves the journal."""
 
 
 def encode_segment(
     rollouts: Sequence[Rollout], identity: JournalIdentity, number: int
 ) -> tuple[SegmentName, pa.Buffer]:
     """Name and bytes of a segment with these rollouts, all of one step and one policy version."""
-    table = pa.Table.from_arrays(
-        [
-            *rollout_table(rollouts).columns,
-            pa.array([identity.engine] * len(rollouts)),
-            pa.array(np.full(len(rollouts), identity.attempt, np.int32)),
-        ],
-        schema=SEGMENT_SCHEMA.with_metadata(
-            {
-                b"yaoki.format_version": str(FORMAT_VERSION),
-                # A run's id begins with a directory's name, which need not be valid Unicode.
-                b"yaoki.run_id": identity.run_id.encode("utf-8", "surrogatepass"),
-                b"yaoki.config_digest": identity.config_digest,
-                b"yaoki.step": str(rollouts[0].key.step),
-                b"yaoki.policy_version": str(rollouts[0].policy_version),
-                b"yaoki.attempt": str(identity.attempt),
-                b"yaoki.rank": str(identity.rank),
-            }
-        ),
+    first = rollouts[0]
+    header = SegmentHeader(
+        identity.run_id,
+        identity.config_digest,
+        first.key.step,
+        first.policy_version,
+        identity.attempt,
+        identity.rank,
     )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=len(rollouts), **PARQUET_OPTIONS)
-    data = sink.getvalue()
+    columns = [
+        *rollout_table(rollouts).columns,
+        pa.array([identity.engine] * len(rollouts), pa.string()),
+        pa.array([identity.attempt] * len(rollouts), pa.int32()),
+    ]
+    data = to_parquet(
+        pa.Table.from_arrays(columns, schema=SEGMENT_SCHEMA.with_metadata(header.to_metadata()))
+    )
     return SegmentName(identity.rank, number, xxhash.xxh3_128_hexdigest(data)), data
 
 
 def read_segment(path: Path, columns: Sequence[str] | None = None) -> Segment:
-    """A part, verified; of its table only `columns`, if they are given.
+    """Read and verify a segment; of its table only `columns`, if they are given.
 
-    Raises PartRefused for anything that is wrong with what the file holds, FileNotFoundError, and YaokiError
-    where the disk does not give it back.
+    Raises:
+        UnusableSegment: anything that is wrong with the content of the file.
+        FileNotFoundError: there is no such file.
+        YaokiError: the disk does not return the content.
     """
     name = parse_segment(path.name)
     assert name is not None
     data = _read(path)
     digest = xxhash.xxh3_128_hexdigest(data)
     if digest != name.digest:
-        raise SegmentRejected(
+        raise UnusableSegment(
             f"damaged: its {len(data)} bytes have the digest {digest}, not the one in its name"
         )
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        header = _header(file.schema_arrow)
+        header = SegmentHeader.from_schema(file.schema_arrow)
         _require_plausible(file.metadata)
         table = file.read(columns, use_threads=False)
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:  # the last for names that are no text
-        raise SegmentRejected(f"not a readable Parquet file: {error}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError for names that are not Unicode
+        raise UnusableSegment(f"not a readable Parquet file: {error}") from error
     if len(table) == 0:
-        raise SegmentRejected("it holds no rollouts")
+        raise UnusableSegment("it holds no rollouts")
     return Segment(path, header, table)
 
 
 def _read(path: Path) -> bytes:
-    """The whole file; never more than a part can be, and nothing that is not a plain file."""
+    """The whole content of a regular file of at most _MAX_BYTES."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise UnusableSegment("it is not a regular file")
+            if found.st_size > _MAX_BYTES:
+                raise UnusableSegment(f"it has {found.st_size} bytes; no segment has more than {_MAX_BYTES}")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(found.st_size)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise SegmentRejected("it is a symbolic link") from error
+            raise UnusableSegment("it is a symbolic link") from error
         raise unreadable(path, error) from error
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise SegmentRejected("it is not a plain file")
-        if found.st_size > _MAX_BYTES:
-            raise SegmentRejected(f"it has {found.st_size} bytes; no part has more than {_MAX_BYTES}")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(found.st_size)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    finally:
-        os.close(descriptor)
 
 
 def _require_plausible(claimed: pq.FileMetaData) -> None:
-    """Nothing is decoded that says of itself that it would not fit.
+    """Decode nothing that claims not to fit into memory.
 
     Columns are not asked: on a forged footer, pyarrow's accessors for them end the process.
     """
     num_bytes = sum(claimed.row_group(index).total_byte_size for index in range(claimed.num_row_groups))
     if not 0 <= num_bytes <= _MAX_BYTES or not 0 <= claimed.num_rows <= _MAX_BYTES:
-        raise SegmentRejected(f"it claims {claimed.num_rows} rows in {num_bytes} bytes")
-
-
-def _header(schema: pa.Schema) -> SegmentHeader:
-    said = {
-        key.decode("ascii", "replace").removeprefix("yaoki."): value
-        for key, value in (schema.metadata or {}).items()
-    }
-    version = said.get("format_version", b"unknown").decode("ascii", "replace")
-    if version != str(FORMAT_VERSION):
-        raise SegmentRejected(f"it is of format {version}, not {FORMAT_VERSION}")
-    if not schema.equals(SEGMENT_SCHEMA):
-        there, wanted = set(map(str, schema)), set(map(str, SEGMENT_SCHEMA))
-        missing, surplus = sorted(wanted - there), sorted(there - wanted)
-        raise SegmentRejected(f"its columns are not a part's: missing {missing}, surplus {surplus}")
-    try:
-        return SegmentHeader(
-            said["run_id"].decode("utf-8", "surrogatepass"),
-            said["config_digest"].decode("ascii"),
-            *(int(said[name]) for name in ("step", "policy_version", "attempt", "rank")),
-        )
-    except (KeyError, ValueError) as error:
-        raise SegmentRejected(f"its metadata is incomplete: {error}") from error
+        raise UnusableSegment(f"it claims {claimed.num_rows} rows in {num_bytes} bytes")

@@ -172,7 +172,7 @@ def test_if_none_is_left_every_reason_is_told_and_the_exit_code_is_4(run: Path) 
         "  step-00000005.tmp: unfinished: it is being written, or its writer died before the commit",
         "  step-00000004: a regular file, expected a directory",
         "  step-00000003: a symbolic link, expected a directory",
-        "  step-00000002: manifest.json: not JSON: Expecting value: line 1 column 1 (char 0)",
+        "  step-00000002: manifest.json: not JSON: EOF while parsing a value at line 1 column 0",
         "  step-00000001: state.json: missing",
     ]
 

@@ -30,7 +30,7 @@ MANIFEST = Manifest(
     step=120,
     created_unix_s=1763790000.25,
     attempt=1,
-    run_id="käse-\ud800",
+    run_id="käse-\U0001f9c0",
     parent=None,
     config_digest="c1",
     dataset_digest="d1",
@@ -45,14 +45,17 @@ MANIFEST = Manifest(
     ),
 )
 DATA = MANIFEST.to_bytes()
-OF_A_PART = xxhash.xxh3_128_hexdigest(b'{"step":{"x":1}}\n').encode()
 
 
 def signed(content: object) -> bytes:
     """`content` with a digest that is right, so that only the form can be wrong."""
     assert isinstance(content, dict)
     content = {key: value for key, value in content.items() if key != "digest"}
-    return encode(content | {"digest": xxhash.xxh3_128_hexdigest(encode(content))})
+    return with_digest(encode(content))
+
+
+def with_digest(body: bytes) -> bytes:
+    return b'{"digest":"%s",%s' % (xxhash.xxh3_128_hexdigest(body).encode(), body[1:])
 
 
 def refusal(data: bytes) -> str:
@@ -89,21 +92,41 @@ def test_every_shortened_or_lengthened_manifest_is_refused() -> None:
     [
         (b"", "not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
-        (b"null\n", "not a JSON object"),
+        (b"null\n", "Input should be an object, found None"),
         (b"[" * 100_000, "not JSON"),
-        (b'{"step":' + b"9" * 5000 + b"}", "not JSON"),
-        (b'{"step":1e999}', "not a finite number"),
-        (b'{"step":NaN}', "not a finite number"),
-        (b'{"step":-Infinity}', "not a finite number"),
-        (b'{"step":1,"step":2}', "'step' occurs twice"),
-        (b'{"step":1}\n', "no digest of itself"),
-        (b'{"digest":[],"step":1}\n', "no digest of itself"),
-        (b'{"digest":"%s","step":1}\n' % (b"0" * 32), "does not match its own digest"),
-        (b'{"step":{"digest":"%s","x":1}}\n' % OF_A_PART, "does not match its own digest"),
+        (b"{}\n", "format_version: Field required"),
+        (b'{"format_version":' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"format_version":3}\n', "does not match its own digest"),
+        (b'{"digest":[],"format_version":3}\n', "does not match its own digest"),
+        (b'{"digest":"%s","format_version":3}\n' % (b"0" * 32), "does not match its own digest"),
     ],
 )
 def test_garbage_is_refused_with_what_is_wrong(data: bytes, reason: str) -> None:
     assert reason in refusal(data)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b'"step":120', b'"step": 120', "its JSON is not canonical"),
+        (b'"step":120', b'"step":120,"step":120', "its JSON is not canonical"),
+        (b'"step":120', b'"step":119,"step":120', "its JSON is not canonical"),
+        (b'"step":120', b'"step":1e999', "step: Input should be a valid integer"),
+        (b'"created_unix_s":1763790000.25', b'"created_unix_s":1763790000', "its JSON is not canonical"),
+        (b'"created_unix_s":1763790000.25', b'"created_unix_s":1.76379000025e9', "its JSON is not canonical"),
+        (b'"created_unix_s":1763790000.25', b'"created_unix_s":NaN', "cannot be written as JSON"),
+        (b'"created_unix_s":1763790000.25', b'"created_unix_s":-Infinity', "cannot be written as JSON"),
+        (b'"created_unix_s":1763790000.25', b'"created_unix_s":1e999', "cannot be written as JSON"),
+        (b"k\\u00e4se", "käse".encode(), "its JSON is not canonical"),
+        (b"k\\u00e4se", b"k\\ud800se", "not JSON"),
+        (b'"attempt":1', b'"attempt":' + b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_only_the_canonical_bytes_of_a_manifest_are_accepted(old: bytes, new: bytes, reason: str) -> None:
+    body = b"{" + DATA[len('{"digest":"",') + 32 :]
+    assert with_digest(body) == DATA
+    assert body.count(old) == 1
+    assert reason in refusal(with_digest(body.replace(old, new)))
 
 
 @settings(max_examples=300)
@@ -148,8 +171,6 @@ def changed(path: tuple[str | int, ...], value: object) -> bytes:
     place = content
     for key in path[:-1]:
         place = place[key]
-    if path[0] == "files" and path[-1] == "name":
-        content["xxh3_128"][value] = content["xxh3_128"].pop(place["name"])
     place[path[-1]] = value
     return signed(content)
 
@@ -157,35 +178,41 @@ def changed(path: tuple[str | int, ...], value: object) -> bytes:
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [
-        (("format_version",), 1, "format version 1, this Yaoki reads version 2"),
-        (("format_version",), None, "format version None"),
-        (("step",), True, "manifest.step is True, expected int"),
-        (("step",), "1", "manifest.step is '1', expected int"),
+        (("format_version",), 2, "format version 2, this Yaoki reads version 3"),
+        (("format_version",), None, "format_version: Input should be a valid integer, found None"),
+        (("step",), True, "step: Input should be a valid integer, found True"),
+        (("step",), 120.0, "step: Input should be a valid integer, found 120.0"),
+        (("step",), "1", "step: Input should be a valid integer, found '1'"),
         (("step",), -1, "step is -1"),
-        (("created_unix_s",), 1, "manifest.created_unix_s is 1, expected float"),
-        (("parent",), 3, "manifest.parent is 3"),
-        (("surprise",), 3, "unknown key 'surprise'"),
-        (("environment", "torch"), [], "manifest.environment.torch is []"),
+        (("created_unix_s",), 1, "its JSON is not canonical"),
+        (("created_unix_s",), "1", "created_unix_s: Input should be a valid number, found '1'"),
+        (("parent",), 3, "parent: Input should be a valid string, found 3"),
+        (("surprise",), 3, "surprise: Unexpected keyword argument, found 3"),
+        (("parts", 0, "surprise"), 3, "parts[0].surprise: Unexpected keyword argument"),
+        (("tensors", 0, "shards", 0, "surprise"), 3, "tensors[0].shards[0].surprise: Unexpected"),
+        (("environment", "torch"), [], "environment.torch"),
         (("world_size",), 0, "world_size is 0"),
-        (("parts", 0), {"name": "x"}, "manifest.parts[0] has no 'scope'"),
-        (("parts", 0, "scope"), "everywhere", "manifest.parts[0].scope is 'everywhere', expected Scope"),
+        (("parts", 0), {"name": "x"}, "parts[0].scope: Field required"),
+        (("parts", 0, "scope"), "everywhere", "parts[0].scope: Input should be 'sharded'"),
+        (("parts", 0, "has_json"), 0, "parts[0].has_json: Input should be a valid boolean, found 0"),
         (("parts", 1, "name"), "policy", "the part 'policy' is listed 2 times"),
         (("files", 0, "name"), "../state.json", "'../state.json' is not a plain file name"),
         (("files", 0, "name"), "/etc/passwd", "'/etc/passwd' is not a plain file name"),
         (("files", 0, "name"), "..", "'..' is not a plain file name"),
         (("files", 0, "name"), "manifest.json", "is the manifest itself"),
         (("files", 0, "name"), "state.json", "the file 'state.json' is listed 2 times"),
-        (("files", 0, "xxh3_128"), "0" * 64, "a file's digests are in the wrong place"),
         (("files", 0, "chunk_bytes"), 2048, "has chunks of 2048 bytes"),
         (("files", 0, "chunk_bytes"), 4097, "has chunks of 4097 bytes"),
         (("files", 0, "chunk_bytes"), 1 << 24, "has chunks of 16777216 bytes"),
         (("files", 0, "chunk_bytes"), 8192, "has no proper digests"),
-        (("xxh3_128",), [], "it has no digests of its files"),
-        (("xxh3_128", WEIGHTS), None, "manifest.files[0].xxh3_128 is None, expected str"),
-        (("xxh3_128", WEIGHTS), "", "has no proper digests"),
-        (("xxh3_128", WEIGHTS), "0" * 96, "has no proper digests"),
-        (("xxh3_128", WEIGHTS), "0" * 63 + "A", "has no proper digests"),
-        (("xxh3_128", "other"), "0" * 32, "digests of files that it does not list"),
+        (
+            ("files", 0, "xxh3_128"),
+            None,
+            "files[0].xxh3_128: Input should be a valid string, found None",
+        ),
+        (("files", 0, "xxh3_128"), "", "has no proper digests"),
+        (("files", 0, "xxh3_128"), "0" * 96, "has no proper digests"),
+        (("files", 0, "xxh3_128"), "0" * 63 + "A", "has no proper digests"),
         (("files", 0, "size_bytes"), -1, "has size -1"),
         (("files", 1, "name"), "other.json", "does not list state.json"),
         (("tensors", 0, "part"), "critic", "there is no such part"),
@@ -213,11 +240,27 @@ def test_each_rule_of_the_form_is_checked(path: tuple[str | int, ...], value: ob
     assert reason in refusal(changed(path, value))
 
 
+@pytest.mark.parametrize("name", ["step", "parent", "files", "environment"])
+def test_no_key_may_be_missing(name: str) -> None:
+    content = json.loads(DATA)
+    del content[name]
+    assert f"{name}: Field required" in refusal(signed(content))
+
+
+def test_an_older_version_is_named_whatever_its_form() -> None:
+    """Version 2 had its digest elsewhere."""
+    assert "format version 2" in refusal(b'{"attempt":1,"digest":"%s","format_version":2}\n' % (b"0" * 32))
+
+
 def test_an_invalid_manifest_cannot_be_written() -> None:
     with pytest.raises(FormatError, match="step is -1"):
         replace(MANIFEST, step=-1).to_bytes()
     with pytest.raises(FormatError, match="cannot be written as JSON"):
         replace(MANIFEST, environment={"x": float("nan")}).to_bytes()
+    with pytest.raises(FormatError, match=r"run_id: Input should be a valid string, found 3"):
+        replace(MANIFEST, run_id=3).to_bytes()  # type: ignore[arg-type]
+    with pytest.raises(FormatError, match="not JSON"):
+        replace(MANIFEST, run_id="\ud800").to_bytes()
 
 
 @pytest.mark.parametrize(

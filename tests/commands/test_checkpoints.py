@@ -62,7 +62,7 @@ def test_a_list_names_what_is_no_checkpoint_and_why(run: RunDirectory) -> None:
     state, problem = found[unfinished_name(4)]
     assert (state, "its writer died" in problem) == ("unfinished", True)
     state, problem = found[directory_name(3)]
-    assert (state, problem.startswith("manifest.json: not a manifest")) == ("unreadable", True)
+    assert (state, problem.startswith("manifest.json: format_version: ")) == ("unreadable", True)
 
 
 def test_every_byte_is_verified(run: RunDirectory) -> None:

@@ -1,6 +1,7 @@
 """A run's small files: attempts, config, and whose directory it is."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,13 @@ def test_two_runs_have_two_ids(directory: RunDirectory, tmp_path: Path) -> None:
     other = RunDirectory(tmp_path / "other" / "run")
     other.create(config_of())
     assert other.run_id != directory.run_id
+
+
+def test_the_id_of_a_run_is_unicode_whatever_its_directory_is_called(tmp_path: Path) -> None:
+    """It goes into every manifest, as JSON."""
+    directory = RunDirectory(tmp_path / os.fsdecode(b"k\xe4se"))
+    directory.create(config_of())
+    assert directory.run_id.startswith("k?se-")
 
 
 def test_there_is_no_run(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yaoki import fs
-from yaoki.checkpoint.head import read_head
 from yaoki.checkpoint.layout import (
     MANIFEST,
     UNFINISHED_REASON,
@@ -23,7 +22,7 @@ from yaoki.checkpoint.layout import (
 from yaoki.checkpoint.manifest import Manifest
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Decision, Entry, Policy, Standing, decide
-from yaoki.checkpoint.verify import check_sizes, verify
+from yaoki.checkpoint.verify import check_sizes, read_manifest, verify
 from yaoki.errors import CorruptCheckpointError, YaokiError
 from yaoki.fs import _link_or_copy
 
@@ -229,7 +228,7 @@ def _preference(candidate: Candidate) -> tuple[int, int, int]:
 
 def _created_unix_s(path: Path) -> float | None:
     try:
-        return read_head(path).created_unix_s
+        return read_manifest(path).created_unix_s
     except CorruptCheckpointError:
         return None
 

@@ -5,15 +5,15 @@ number of ranks can find its slices later. Tied tensors are stored once; the oth
 It knows the form of this description, not whether the files agree with it.
 """
 
-import dataclasses
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import xxhash
+from pydantic import ConfigDict, with_config
 
 from yaoki.checkpoint.chunks import (
     DIGEST_CHARACTERS,
@@ -25,12 +25,9 @@ from yaoki.checkpoint.chunks import (
 )
 from yaoki.checkpoint.layout import MANIFEST, STATE, file_rank, is_plain_name
 from yaoki.errors import CorruptCheckpointError
-from yaoki.strict_json import JSON, FormatError, decode, encode, parse
+from yaoki.strict_json import FormatError, decode, encode
 
-FORMAT_VERSION = 2
-
-_OWN_DIGEST = re.compile(rb'"digest":"([0-9a-f]{32})",')
-"""Its first match is the manifest's own: what comes before are plain values, in which quotes are escaped."""
+FORMAT_VERSION = 3
 
 
 class Scope(StrEnum):
@@ -119,6 +116,7 @@ class TensorEntry:
     """The tensor of the same part and rank whose memory this one shares."""
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """A checkpoint's table of contents and its place in the run."""
@@ -148,17 +146,18 @@ class Manifest:
         return tuple(file for file in self.files if file_rank(file.name) == rank)
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON that contains a digest of all else in it; the inverse of `parse_manifest`.
+        """Canonical JSON that begins with a digest of all else in it; the inverse of `parse_manifest`.
 
         Raises:
             FormatError: a field has a value that the format does not allow.
         """
+        body = encode(self)
+        decode(Manifest, body)  # or else it could be written, but never be read
         _check(self)
-        before, _, after = _around_digest(encode(_fields(self) | {"digest": "0" * 32}))
-        return b"".join((before, f'"digest":"{_digest(before, after)}",'.encode("ascii"), after))
+        return _signed(body)
 
 
-def parse_manifest(data: bytes, path: str) -> Manifest:
+def parse_manifest(data: bytes, path: Path | str) -> Manifest:
     """The manifest from the bytes of its file.
 
     Args:
@@ -167,61 +166,39 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
     Raises:
         CorruptCheckpointError: these are not, to the last byte, what `to_bytes` once gave.
     """
+    body = b"{" + data[_SIGNATURE_BYTES:]
     try:
-        content = parse(data)
-        if not isinstance(content, dict):
-            raise FormatError("not a JSON object")
-        before, digest, after = _around_digest(data)
-        if content.pop("digest", None) != digest or digest != _digest(before, after):
-            raise FormatError("its content does not match its own digest")
-        _check_version(content)
-        _join_digests(content)
-        manifest = decode(Manifest, content, "manifest")
+        version = decode(_Version, data).format_version
+        if version != FORMAT_VERSION:
+            raise FormatError(
+                f"written in format version {version}, this Yaoki reads version {FORMAT_VERSION}; "
+                "use the Yaoki that wrote it"
+            )
+        _require(_signed(body) == data, "its content does not match its own digest")
+        manifest = decode(Manifest, body)
         _check(manifest)
+        _require(
+            encode(manifest) == body,
+            "its JSON is not canonical: sorted keys, none of them twice, no spaces",
+        )
     except FormatError as error:
         raise CorruptCheckpointError(str(error), path=path) from error
     return manifest
 
 
-def _fields(manifest: Manifest) -> dict[str, object]:
-    """As dicts and lists. Written out for tensors: there are thousands, and the interpreter is shared.
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """The one key that a manifest of any version has."""
 
-    The files' digests are set apart, under a key that is sorted behind all others: they are long.
-    """
-    fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
-    fields["parts"] = [dataclasses.asdict(part) for part in manifest.parts]
-    files = [dataclasses.asdict(file) for file in manifest.files]
-    fields["xxh3_128"] = {file["name"]: file.pop("xxh3_128") for file in files}
-    fields["files"] = files
-    fields["tensors"] = [
-        {
-            "part": tensor.part,
-            "name": tensor.name,
-            "rank": tensor.rank,
-            "dtype": tensor.dtype,
-            "global_shape": tensor.global_shape,
-            "shards": [{"file": s.file, "offsets": s.offsets, "shape": s.shape} for s in tensor.shards],
-            "alias_of": tensor.alias_of,
-        }
-        for tensor in manifest.tensors
-    ]
-    return fields
+    format_version: int
 
 
-def _join_digests(content: dict[str, JSON]) -> None:
-    """The inverse of setting them apart; leaves it to the decoder to find fault with what is not a file."""
-    digests, files = content.pop("xxh3_128", None), content.get("files")
-    if not isinstance(digests, dict):
-        raise FormatError("it has no digests of its files")
-    names = set()
-    for file in files if isinstance(files, list) else []:
-        if isinstance(file, dict):
-            name = str(file.get("name"))
-            _require("xxh3_128" not in file, "a file's digests are in the wrong place")
-            _require(name in digests, f"it has no digests of {name!r}")
-            file["xxh3_128"] = digests[name]
-            names.add(name)
-    _require(names >= digests.keys(), "it has digests of files that it does not list")
+_SIGNATURE_BYTES = len(b'{"digest":"",') + DIGEST_CHARACTERS
+
+
+def _signed(body: bytes) -> bytes:
+    """A JSON object with a digest of its bytes as an additional first key."""
+    return b'{"digest":"%s",%s' % (xxhash.xxh3_128_hexdigest(body).encode("ascii"), body[1:])
 
 
 def _is_hexadecimal(text: str) -> bool:
@@ -230,30 +207,6 @@ def _is_hexadecimal(text: str) -> bool:
         return bytes.fromhex(text).hex() == text
     except ValueError:
         return False
-
-
-def _around_digest(data: bytes) -> tuple[memoryview, str, memoryview]:
-    """What comes before a manifest's own digest, the digest, what comes after it. Nothing is copied."""
-    found = _OWN_DIGEST.search(data)
-    if found is None:
-        raise FormatError("it has no digest of itself")
-    view = memoryview(data)
-    return view[: found.start()], found[1].decode("ascii"), view[found.end() :]
-
-
-def _digest(before: memoryview, after: memoryview) -> str:
-    digest = xxhash.xxh3_128(before)
-    digest.update(after)
-    return digest.hexdigest()
-
-
-def _check_version(content: Mapping[str, JSON]) -> None:
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        raise FormatError(
-            f"written in format version {version!r}, this Yaoki reads version {FORMAT_VERSION}; "
-            "use the Yaoki that wrote it"
-        )
 
 
 def _check(manifest: Manifest) -> None:

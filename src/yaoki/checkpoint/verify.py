@@ -51,7 +51,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise CorruptCheckpointError("not the name of a committed checkpoint", path=directory)
     require_directory(directory)
     path = directory / MANIFEST
-    manifest = parse_manifest(read_small(path), str(path))
+    manifest = parse_manifest(read_small(path), path)
     if manifest.step != candidate.step:
         raise CorruptCheckpointError(
             f"it is of step {manifest.step}, not of step {candidate.step}", path=path

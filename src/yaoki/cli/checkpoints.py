@@ -26,7 +26,7 @@ def application() -> typer.Typer:
 
 
 def list_all(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Every checkpoint, newest first; reads the head of each manifest only."""
+    """Every checkpoint, newest first; reads the manifests only."""
     from yaoki.commands.checkpoints import list_checkpoints
     from yaoki.journal.metrics import read_rows
 

@@ -1,7 +1,6 @@
 """What can be said of a run's checkpoints without torch: list them, read them all, say which would go.
 
-Everything is plain JSON, newest first. A list of thousands must be quick, so it reads only the head of each
-manifest; what the bytes are worth is told by `verify_checkpoints` alone.
+Everything is plain JSON, newest first. A list reads the manifests only; `verify_checkpoints` reads all files.
 """
 
 import contextlib
@@ -13,11 +12,10 @@ from typing import Any
 import xxhash
 
 from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
-from yaoki.checkpoint.head import read_head
 from yaoki.checkpoint.layout import STATE, UNFINISHED_REASON, Candidate, Kind, directory_name
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Policy
-from yaoki.checkpoint.verify import verify
+from yaoki.checkpoint.verify import read_manifest, verify
 from yaoki.config.schema import CheckpointConfig
 from yaoki.errors import CorruptCheckpointError, NothingThereError, RefusedError
 from yaoki.journal.metrics import held_out_accuracies
@@ -159,17 +157,17 @@ def _shown(candidate: Candidate) -> dict[str, Any]:
 
 def _head(candidate: Candidate, now_s: float) -> dict[str, Any]:
     try:
-        head = read_head(candidate.path)
+        manifest = read_manifest(candidate.path)
     except CorruptCheckpointError as error:
         return {"state": "unreadable", "problem": error.below(candidate.path)}
     return {
-        "size_bytes": head.size_bytes,
-        "created_unix_s": head.created_unix_s,
-        "age_s": round(now_s - head.created_unix_s),
-        "run_id": head.run_id,
-        "attempt": head.attempt,
-        "parent": head.parent,
-        "parts": list(head.parts),
+        "size_bytes": manifest.size_bytes,
+        "created_unix_s": manifest.created_unix_s,
+        "age_s": round(now_s - manifest.created_unix_s),
+        "run_id": manifest.run_id,
+        "attempt": manifest.attempt,
+        "parent": manifest.parent,
+        "parts": [part.name for part in manifest.parts],
     }
 
 

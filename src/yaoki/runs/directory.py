@@ -149,7 +149,8 @@ class RunDirectory:
         self._require_own()
         fs.make_directory(self.path)
         self.store_config(config)
-        run_id = f"{name or self.path.name}-{secrets.token_hex(4)}"
+        base = (name or self.path.name).encode("utf-8", "replace").decode()  # a file name may be no Unicode
+        run_id = f"{base}-{secrets.token_hex(4)}"
         facts = {"run_id": run_id, "created_unix_s": time.time(), "format_version": FORMAT_VERSION}
         _write_json(self.path / _RUN, facts | ({} if parent is None else {"parent": asdict(parent)}))
 

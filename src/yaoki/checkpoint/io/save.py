@@ -8,7 +8,7 @@ files that it may link to.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from yaoki.checkpoint.layout import MANIFEST
 from yaoki.checkpoint.manifest import FORMAT_VERSION, Manifest, PartEntry, parse_manifest
 from yaoki.errors import YaokiError
 from yaoki.ranks.agree import Ranks, all_gather_json, run_on_all
-from yaoki.strict_json import JSON, FormatError, decode, encode, parse
+from yaoki.strict_json import JSON, FormatError, decode, encode
 
 _RESERVE_BYTES = 16 << 20
 """Room for JSON, headers and the file system's own needs, beside the tensors."""
@@ -46,13 +46,6 @@ class SaveInfo:
     config_digest: str
     dataset_digest: str
     environment: Mapping[str, bool | int | float | str | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Receipts:
-    """What one rank has written, as it tells the others."""
-
-    receipts: tuple[Receipt, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +78,8 @@ class Saving:
         receipts = run_on_all(self.ranks, partial(self._write, files, of_ranks, source, blocks, poll))
         if self.ranks.size == 1:  # thousands of tensors need not be encoded for nobody
             return receipts
-        told = [parse(message) for message in self.ranks.gather(encode(asdict(_Receipts(receipts))))]
-        return tuple(receipt for one in told for receipt in decode(_Receipts, one, "receipts").receipts)
+        messages = self.ranks.gather(encode(receipts))
+        return sum((decode(tuple[Receipt, ...], message) for message in messages), ())
 
     def finish(
         self, receipts: Sequence[Receipt], step: int, info: SaveInfo, give_name: Callable[[], None]
@@ -94,7 +87,7 @@ class Saving:
         """The manifest, durable; then `give_name` is called, on the first rank only."""
         made = run_on_all(self.ranks, partial(self._finish, receipts, step, info, give_name))
         (data, *_) = self.ranks.gather(b"" if made is None else made[1])
-        return made or (parse_manifest(data, str(self.path)), data)
+        return made or (parse_manifest(data, self.path), data)
 
     def _prepare(self, make_room: Callable[[], None]) -> tuple[list[PartFile], dict[str, JSON]]:
         with self._explained():

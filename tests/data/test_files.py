@@ -214,7 +214,7 @@ def test_files_in_the_wrong_format(tmp_path):
 
 def test_when_every_row_is_skipped_the_first_one_is_shown(tmp_path):
     path = write(tmp_path / "rows.jsonl", '{"q": 1}\n{"q": 2}')
-    with pytest.raises(DataError, match=r"2 bad rows were skipped; the first bad row: .*no 'problem'"):
+    with pytest.raises(DataError, match=r"2 bad rows were skipped; the first one: .*no 'problem'"):
         read(path, on_bad_row="skip")
 
 

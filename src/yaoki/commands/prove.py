@@ -208,7 +208,7 @@ class Prover:
         self._say(text)
 
     def _components(self, name: str) -> dict[str, str]:
-        """Digests of the parts of the last checkpoint, of all rollouts and of the rows without their times."""
+        """Digests of the parts of the last checkpoint, of all rollouts and of the rows without times."""
         choice = RunDirectory(self._scratch / name).choose_checkpoint()
         assert choice.checkpoint is not None
         manifest = verify(choice.checkpoint.path)

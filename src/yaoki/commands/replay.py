@@ -72,8 +72,8 @@ def _restore(directory: RunDirectory, base: ValidCheckpoint | None, step: int, c
         raise NothingThereError(
             f"step {step} cannot be restored: the nearest checkpoint before it is of step {first}, and the "
             f"journal has no rollouts of step {missing[0]}",
-            hint="`yaoki checkpoints list` shows the steps that have a checkpoint; with journal.keep=all every "
-            "step can be restored",
+            hint="`yaoki checkpoints list` shows the checkpoints; with journal.keep=all every step can be "
+            "restored",
         )
     scratch = RunDirectory(directory.restoring)
     if scratch.path.exists():
@@ -110,8 +110,8 @@ def _require_same_rows(directory: RunDirectory, scratch: RunDirectory, step: int
     rows = scratch.metrics_path.read_bytes()
     if not directory.metrics_path.read_bytes().startswith(rows):
         raise DivergenceError(
-            f"the replay up to step {step} has other rows than {directory.metrics_path}: they were written in "
-            "another environment",
+            f"the replay up to step {step} has other rows than {directory.metrics_path}, which were written "
+            "in another environment",
             hint="a step is restored by one worker, with the run's config and on a machine like the run's",
         )
 

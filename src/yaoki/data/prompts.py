@@ -70,7 +70,7 @@ class PromptLoader:
         return self._state
 
     def restore(self, state: LoaderState) -> None:
-        """Continue from a state captured from a loader of the same source. DataError if it is out of range."""
+        """Continue from the state of a loader of the same source. DataError if it is out of range."""
         if state.epoch < 0 or not 0 <= state.cursor < self._source.num_tasks:
             raise DataError(
                 f"cannot continue at task {state.cursor} of epoch {state.epoch}: "

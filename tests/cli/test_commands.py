@@ -112,7 +112,7 @@ def test_what_answers_at_once_imports_no_torch(words: list[str], trained: Traine
         "status": "attempts",
         "train": "--run",
         "checkpoints": "step-00000002",
-        "fork": "goes on from step 1",
+        "fork": "starts from step 1",
         "rollouts": "step 2, prompt 0, sample 0",
     }
     assert expected[words[0]] in done.stdout

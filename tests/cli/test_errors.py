@@ -43,7 +43,7 @@ def test_usage(yaoki: Yaoki, words: list[object], parts: list[str]) -> None:
     [
         ("train.steps=0", ["train.steps", "not 0"]),
         ("train.steps=many", ["train.steps", "not 'many'"]),
-        ("algorithm.name=dpo", ["algorithm.name", "'ppo'", "'grpo'", "not 'dpo'"]),
+        ("algorithm.name=dpo", ["algorithm.name", "'dpo'", "did you mean 'ppo'", "grpo"]),
         ("policy.decay_steps=3", ["policy.schedule and policy.decay_steps", "set policy.decay_steps"]),
     ],
 )

@@ -87,7 +87,7 @@ def test_pins_and_prune(yaoki: Yaoki, copied: Path) -> None:
 def test_a_fork_can_be_trained(yaoki: Yaoki, trained: Trained) -> None:
     done = yaoki("fork", trained.run, "--at", 1, "--to", "new", "policy.lr=1e-4", "train.steps=3")
     assert (done.code, done.err) == (0, "")
-    assert f"new goes on from step 1 of {trained.run}, with other policy.lr" in done.out
+    assert f"new starts from step 1 of {trained.run}, with other policy.lr" in done.out
     assert "train   yaoki train --run new" in done.out
     done = yaoki("train", "--run", "new")
     assert done.code == 0, done.err
@@ -149,7 +149,7 @@ def test_mined_prompts_can_be_trained_on(yaoki: Yaoki, trained: Trained) -> None
         (["rollouts", "nowhere", "--step", 1], 5, ["there is no run in nowhere"]),
         (["rollouts", "RUN", "--step", 9], 5, ["nothing of step 9"]),
         (["mine", "nowhere", "--max-correct", 1, "--to", "x"], 5, ["there is no run in nowhere"]),
-        (["mine", "RUN", "--max-correct", 4, "--to", "x"], 2, ["no selection"]),
+        (["mine", "RUN", "--max-correct", 4, "--to", "x"], 2, ["--max-correct is 4, but a group has 4"]),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
 )

@@ -85,7 +85,7 @@ def test_a_fork_of_an_unsaved_step_trains_on(journaled: Path, tmp_path: Path) ->
 def test_what_cannot_be_restored_is_said(journaled: Path, finished: Path, tmp_path: Path) -> None:
     with pytest.raises(NothingThereError, match="no row of step 4, its last one is of step 3"):
         restore(journaled, 4)
-    with pytest.raises(UsageError, match="no step -1"):
+    with pytest.raises(UsageError, match="step -1 does not exist"):
         restore(journaled, -1)
     with RunDirectory(journaled).lock(), pytest.raises(RefusedError, match="in use"):
         restore(journaled, 1)
@@ -135,7 +135,7 @@ def test_a_step_without_a_row_is_not_restored(journaled: Path) -> None:
 
 
 def test_rows_of_another_environment_are_not_matched(tmp_path: Path) -> None:
-    """Nothing that was recorded can be compared with; a checkpoint of it could not be gone on from."""
+    """They cannot be compared, and the run could not resume from such a checkpoint."""
     path = tmp_path / "run"
     train_here(path, config_of(KEEP_ALL, "train.steps=2", "checkpoint.every_steps=0"))
     train_here(path, config_of(KEEP_ALL, "run.num_threads=2", "checkpoint.every_steps=0"))

@@ -20,7 +20,7 @@ from tests.support.attempts import (
 )
 from yaoki.checkpoint.layout import directory_name
 from yaoki.checkpoint.pins import Pins
-from yaoki.cli.render import as_json
+from yaoki.cli.render import json_text
 from yaoki.cli.reports import describe_status
 from yaoki.commands.status import run_status
 from yaoki.errors import CorruptCheckpointError, StopRequested
@@ -29,7 +29,7 @@ from yaoki.runs.directory import RunDirectory
 
 def status_of(path: Path, *, read_all: bool = False) -> dict:
     """As `--json` prints it."""
-    return json.loads(as_json(run_status(RunDirectory(path), read_all=read_all)))
+    return json.loads(json_text(run_status(RunDirectory(path), read_all=read_all)))
 
 
 def test_a_finished_run(finished: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_resume_does_what_status_said(interrupted: Path, tmp_path: Path) -> No
 
 def test_rows_that_were_edited_are_found_where_all_is_read(unfinished: Path) -> None:
     metrics = unfinished / "metrics.jsonl"
-    metrics.write_bytes(metrics.read_bytes().replace(b'"reward"', b'"rewerd"', 1))
+    metrics.write_bytes(metrics.read_bytes().replace(b'"reward": 0', b'"reward": 1', 1))
     resume = status_of(unfinished, read_all=True)["resume"]
     assert not resume["possible"]
     assert "metrics.jsonl does not begin with the" in resume["problem"]

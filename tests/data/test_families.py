@@ -219,7 +219,7 @@ def test_a_family_that_is_too_small_is_refused():
     problems = [str(number) for number in range(100)]
     held_out = next(problem for problem in problems if is_held_out(problem))
     trained = next(problem for problem in problems if not is_held_out(problem))
-    with pytest.raises(DataError, match="only 1 different held-out tasks of the 2"):
+    with pytest.raises(DataError, match="only 1 distinct held-out tasks, not 2"):
         held_out_tasks(OneTask(held_out), 2)
     with pytest.raises(DataError, match="no held-out task"):
         held_out_tasks(OneTask(trained), 1)

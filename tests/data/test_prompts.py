@@ -197,6 +197,6 @@ def test_real_problems_all_the_way():
     kept, num_dropped = drop_long(loaded.tasks, template, encode, 2000, 128)
     assert num_dropped > 0
     assert len(kept) + num_dropped == 2028
-    batches = PromptLoader(FileTasks(kept, loaded.digest, 1), template, encode, 128, 2000)
+    batches = PromptLoader(FileTasks(kept, tasks_digest(loaded.tasks), 1), template, encode, 128, 2000)
     uids = Counter(prompt.task.uid for _ in range(len(kept) // 128) for prompt in batches.next_batch())
     assert uids <= Counter(task.uid for task in kept)

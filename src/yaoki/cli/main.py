@@ -21,7 +21,7 @@ from yaoki.cli.options import (
     parse_num_workers,
     training_config,
 )
-from yaoki.cli.render import as_json as json_of
+from yaoki.cli.render import json_text
 from yaoki.errors import PeerLostError, StopRequested, YaokiError
 from yaoki.launch.local import num_local_workers, run_workers
 from yaoki.launch.process import end_with_launcher, is_launched
@@ -127,7 +127,7 @@ def evaluate(
 
     with Console(0) as console:
         found = evaluate_model(source, at, config, out, console)
-    print(json_of(found) if as_json else describe_evaluation(found))
+    print(json_text(found) if as_json else describe_evaluation(found))
 
 
 def application() -> typer.Typer:

@@ -1,13 +1,12 @@
-"""`yaoki plan`: what a run will take, before it is started. Parses, calls, prints; downloads nothing."""
+"""`yaoki plan`: what a run will take, and which settings help if it does not fit a GPU."""
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from yaoki.cli.options import JsonOption, WordsArgument, split_words
-from yaoki.cli.render import duration, size, table
+from yaoki.cli.render import duration, json_text, size, table
 from yaoki.commands.footprint import Memory, Network, Plan
 from yaoki.config.load import load_config
 from yaoki.config.schema import Config
@@ -18,7 +17,7 @@ def plan(
     words: WordsArgument = None,
     workers: Annotated[int, typer.Option("--workers", help="Workers that share the state.", min=1)] = 1,
     disk_gb_per_s: Annotated[
-        float, typer.Option("--disk-gb-per-s", help="What the disk writes, 10^9 bytes a second.", min=0.001)
+        float, typer.Option("--disk-gb-per-s", help="Disk bandwidth, 10^9 bytes a second.", min=0.001)
     ] = 1.0,
     gpu_gb: Annotated[
         float | None,
@@ -35,7 +34,7 @@ def plan(
 
     found = plan_run(config, num_workers=workers, disk_gb_per_s=disk_gb_per_s)
     if as_json:
-        print(json.dumps(_as_json(found, gpu_gb), indent=2))
+        print(json_text(_totals(found, gpu_gb)))
         return
     print(_describe(found, disk_gb_per_s))
     if gpu_gb is not None and config.engine.type == "vllm":
@@ -46,7 +45,8 @@ def plan(
         print(f"\n{_warning(found.memory, config, gpu_gb)}")
 
 
-def _as_json(found: Plan, gpu_gb: float | None) -> dict[str, object]:
+def _totals(found: Plan, gpu_gb: float | None) -> dict[str, object]:
+    """The plan with the sums over its memory."""
     memory = found.memory
     totals = {
         "generating_bytes": memory.generating_bytes,
@@ -63,7 +63,7 @@ def _fits(found: Plan, gpu_gb: float) -> bool:
 
 
 def _describe(found: Plan, disk_gb_per_s: float) -> str:
-    """A screenful; what is not exact is called so."""
+    """The plan on one screen; estimates say "about"."""
     workers = "1 worker" if found.num_workers == 1 else f"{found.num_workers} workers"
     lines = [
         ("run", f"{found.algorithm} on {workers}"),
@@ -73,7 +73,7 @@ def _describe(found: Plan, disk_gb_per_s: float) -> str:
             "checkpoint",
             f"{size(found.checkpoint_bytes)}, {_time(found.checkpoint_s)} at {disk_gb_per_s:g} GB/s",
         ),
-        ("start", f"{size(found.start_host_bytes)} of host memory, on the first worker"),
+        ("start", f"{size(found.start_host_bytes)} of host memory, on rank 0"),
         ("tokens", f"at most {found.max_tokens:,} a step, in {found.num_completions:,} completions"),
         ("journal", f"at most about {size(found.max_journal_bytes)} a step"),
     ]
@@ -116,7 +116,7 @@ def _peak_time(memory: Memory) -> str:
 
 
 def _warning(memory: Memory, config: Config, gpu_gb: float) -> str:
-    """What is too much, and the settings that make the largest part of it smaller."""
+    """The peak, and the settings that reduce its largest part."""
     phase, parts = _peak_time(memory), []
     if phase != "generating" or not memory.learner_offloads:
         offload = ["train.offload=true"] if phase == "generating" else []
@@ -136,7 +136,7 @@ def _warning(memory: Memory, config: Config, gpu_gb: float) -> str:
 
 
 def _for_a_smaller_update(config: Config) -> list[str]:
-    """The settings that are not used yet, those that cost least first."""
+    """Settings that are not used yet, the cheapest first."""
     train, longest_row = config.train, config.data.max_prompt_tokens + config.engine.max_new_tokens
     advice = {
         "train.precision=bfloat16": train.precision == "float32",

@@ -1,21 +1,21 @@
-"""Text for the terminal: tables, sizes, durations, and what the commands on checkpoints print."""
+"""Text for the terminal: tables, sizes, durations, JSON, and the output of `yaoki checkpoints`."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 _NUM_SHOWN_KEYS = 12
 
 
-def as_json(report: Any) -> str:
-    """A dataclass, or a list of them, as indented JSON."""
-    plain = [asdict(each) for each in report] if isinstance(report, list) else asdict(report)
-    return json.dumps(plain, indent=2, default=str)  # a path is the only value that JSON lacks
+def json_text(report: object) -> str:
+    """Dataclasses and plain values as indented JSON."""
+    return json.dumps(to_jsonable_python(report), indent=2)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, two spaces apart; the first row is the heading."""
+    """Left-aligned columns, two spaces apart; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -63,7 +63,7 @@ def describe_diff(found: Sequence[dict[str, Any]]) -> str:
 
 
 def size(num_bytes: int) -> str:
-    """Bytes in the largest unit of which there is one."""
+    """Bytes in the largest unit in which they are at least 1."""
     for unit, bytes_per_unit in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if num_bytes >= bytes_per_unit:
             return f"{num_bytes / bytes_per_unit:.1f} {unit}"
@@ -71,7 +71,7 @@ def size(num_bytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the largest unit of which there are two."""
+    """Seconds in the largest unit in which they are at least 2."""
     for unit, seconds_per_unit in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * seconds_per_unit:
             return f"{seconds / seconds_per_unit:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""The text that commands on runs print. Imported by a command when it runs: pyarrow comes with it."""
+"""The output of commands on runs. Imports pyarrow, so a command imports this module when it runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +20,14 @@ _NUM_SHOWN = 5
 
 
 def describe_outcome(summary: RunSummary, directory: RunDirectory, command: str) -> str:
-    """The end of a run: what it reached, and what to do with it. `command` goes on with it for more steps."""
+    """The result of a finished run, and the next commands; `command` trains it for more steps."""
     path = directory.path
     attempts = "1 attempt" if summary.attempts == 1 else f"{summary.attempts} attempts"
     return f"""
 run        {path}: {summary.steps} steps in {summary.train_seconds} s of training, {attempts}
 accuracy   {_share(summary.accuracy_before)} before, {_share(summary.accuracy_after)} after (held out)
 
-resume     the command that started it goes on where it was; for more steps:
+resume     for more steps:
            {command}
 look       yaoki status {path}
            tensorboard --logdir {directory.tensorboard}
@@ -36,7 +36,7 @@ evaluate   yaoki eval {path} --samples 4"""
 
 
 def describe_status(found: StatusReport) -> str:
-    """A run in a screenful."""
+    """A run on one screen."""
     lines = [
         f"run          {found.run} ({found.run_id})",
         f"step         {found.step} of {found.steps}, {found.train_seconds:.0f} s of training",
@@ -58,10 +58,10 @@ def describe_status(found: StatusReport) -> str:
 
 
 def describe_fork(made: Fork) -> str:
-    """What was made, and how to go on."""
+    """The new run, and the command that trains it."""
     parent = made.parent
     lines = [
-        f"run     {made.run} goes on from step {parent.step} of {parent.path}{_changes(parent)}",
+        f"run     {made.run} starts from step {parent.step} of {parent.path}{_changes(parent)}",
         f"state   {'hard links to' if made.linked else 'copies of'} the parent's checkpoint, verified",
     ]
     if made.begins_epoch:
@@ -70,20 +70,20 @@ def describe_fork(made: Fork) -> str:
 
 
 def describe_rollouts(rows: Sequence[RolloutRow]) -> str:
-    """Problem, answer and text of each rollout, one below the other."""
+    """Problem, answer and text of each rollout."""
     blocks = [
         f"step {row.step}, prompt {row.prompt}, sample {row.sample}: {row.verdict}, "
         f"{row.num_tokens} tokens, ended by {row.finish_reason}\n"
-        f"problem    {_harmless(row.problem)}\n"
-        f"answer     {_harmless(row.answer)}, found {_harmless(row.extracted or 'none')}\n"
-        f"{_harmless(row.text)}"
+        f"problem    {_escaped(row.problem)}\n"
+        f"answer     {_escaped(row.answer)}, found {_escaped(row.extracted or 'none')}\n"
+        f"{_escaped(row.text)}"
         for row in rows
     ]
     return "\n\n".join(blocks) if blocks else "no such rollouts"
 
 
 def describe_mined(found: Mined) -> str:
-    """How many prompts were hard, and where they are."""
+    """The number of hard prompts, their file, and the command that trains on it."""
     return (
         f"{found.num_kept} of {found.num_prompts} prompts of steps {found.first_step} to "
         f"{found.last_step} are in {found.path}\n"
@@ -92,7 +92,7 @@ def describe_mined(found: Mined) -> str:
 
 
 def describe_evaluation(found: Evaluation) -> str:
-    """Accuracy with its interval, and where the completions are."""
+    """Accuracy with its interval, and the file of the completions."""
     ks = ", ".join(f"pass@{k} {value:.3f}" for k, value in found.pass_at_k.items() if k > 1)
     return (
         f"pass@1 {found.pass_at_1:.3f} (95 % interval {found.low:.3f} to {found.high:.3f}), "
@@ -102,8 +102,8 @@ def describe_evaluation(found: Evaluation) -> str:
     )
 
 
-def _harmless(text: str) -> str:
-    """Sampled text may hold what a terminal takes for commands: control characters as escapes."""
+def _escaped(text: str) -> str:
+    """Control characters as escapes: sampled text may contain a terminal's commands."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
@@ -172,7 +172,7 @@ def _start(resume: ResumeReport) -> str:
 
 
 def describe_proof(proof: Proof) -> str:
-    """A table of what is equal, and what it means in words."""
+    """Which components are equal in which run, and the conclusion."""
     runs = [run for run in proof.digests if run != UNBROKEN]
     words = {True: "equal", False: "differs"}
     rows = [
@@ -181,8 +181,9 @@ def describe_proof(proof: Proof) -> str:
     ]
     verdict = (
         f"Proved: over {proof.steps} steps, a run that was killed and resumed and one that was replayed from "
-        "its journal\nended with the same bits as the unbroken one; with its weights alone it became another."
+        "its journal\nended with the same bits as the unbroken one; one that restored its weights alone did "
+        "not."
         if proof.holds
-        else "NOT proved: see what differs where it should be equal, or is equal where it should differ."
+        else "NOT proved: a component differs that should be equal, or the weights alone gave the same policy."
     )
     return f"\n{table([('compared with unbroken', *runs), *rows])}\n\n{verdict}"

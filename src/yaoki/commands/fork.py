@@ -1,8 +1,8 @@
-"""A new run that goes on from a checkpoint of another: `yaoki fork`. No torch in here.
+"""`yaoki fork`: a new run that starts from a checkpoint of another one. Needs no torch.
 
-The new directory is made beside its name and renamed to it, so it is there whole or not at all. It does not
-depend on its parent: the checkpoint's files are hard links, or copies on another disk, and the parent may
-be pruned or removed. Knows nothing of how a step is trained: one without a checkpoint is restored first.
+The new directory is made under a temporary name and renamed, so it appears complete or not at all. It does
+not depend on its parent: the checkpoint's files are hard links, or copies on another disk, and the parent may
+be pruned or removed.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,22 +42,22 @@ def fork(
     overrides: Sequence[str],
     restore: Callable[[], object] | None = None,
 ) -> Fork:
-    """Make `target` a run that goes on from `step`, with some settings changed.
+    """Make `target` a run that starts from the checkpoint of `step`, with some settings changed.
 
     Args:
-        restore: called to make the checkpoint of `step` where there is none.
+        restore: makes the checkpoint of `step`; called if there is none.
 
     Raises:
         NothingThereError: there is no such run, or no checkpoint of `step`.
-        RefusedError: `target` holds something, or the saved state does not fit the changed settings.
-        UsageError: an override makes no sense.
+        RefusedError: `target` is not empty, or the saved state does not fit the changed settings.
+        UsageError: an override is invalid.
         CorruptCheckpointError: the checkpoint, or the rows of metrics.jsonl that belong to it, are damaged.
     """
     source.require_run()
-    _require_free(target.path)
+    if target.path.exists() and (not target.path.is_dir() or any(target.path.iterdir())):
+        raise RefusedError(f"{target.path} already exists", hint="name a new directory with --to")
     before = source.stored_config()
-    # A URL is for one run.
-    config = with_overrides(before, ['run.storage=""', *overrides])
+    config = with_overrides(before, ['run.storage=""', *overrides])  # a URL is for one run
     changes = changes_of_path(before, config)
     if restore is not None and not (source.checkpoints / directory_name(step)).is_dir():
         restore()
@@ -81,13 +81,9 @@ def fork(
     return Fork(target.path, target.run_id, parent, is_linked, parent.begins_epoch)
 
 
-def _require_free(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RefusedError(f"{path} already exists", hint="name a new directory with --to")
-
-
 def _parent(source: RunDirectory, manifest: Manifest, changes: tuple[str, ...]) -> Parent:
-    """What the new run says of its origin. A fork of a fork may take over what its parent had taken over."""
+    """The record of the new run's origin. A fork of a fork may start from the checkpoint that its parent
+    adopted, and then has that fork's changes as well."""
     grandparent = source.parent
     if grandparent is not None and grandparent.is_source_of(manifest):
         changes = (*grandparent.changes, *(name for name in changes if name not in grandparent.changes))

@@ -1,8 +1,7 @@
-"""The hard prompts of a run, straight from its journal, as a training file. No torch in here.
+"""`yaoki mine`: the hard prompts of a run's journal as a training file. Needs no torch.
 
-Open-Reasoner-Zero anneals on the prompts that its policy solved fewer than 4 of 64 times. How hard a prompt
-is now is said by the newest step that sampled all of its group; what an earlier policy made of it does not
-count. Knows nothing of how the journal is stored.
+Open-Reasoner-Zero's annealing stage trains on the prompts that its policy solved fewer than 4 of 64 times.
+A prompt is rated by its newest complete group; older groups, sampled by an earlier policy, are ignored.
 """
 
 import json
@@ -19,17 +18,18 @@ from yaoki.runs.directory import RunDirectory
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """What was found, and where it is now."""
+    """The file that was written, and what it was selected from."""
 
     path: Path
     first_step: int
     last_step: int
-    """Range of the steps that the journal holds."""
+    """Range of the steps in the journal."""
     num_prompts: int
-    """Different tasks that were looked at."""
+    """Different tasks with a complete group."""
     num_kept: int
+    """Tasks in the file."""
     refused: tuple[str, ...]
-    """Parts of the journal that are damaged and were left out."""
+    """Damaged segments of the journal, which were left out."""
 
 
 def mine(
@@ -37,17 +37,21 @@ def mine(
 ) -> Mined:
     """Write the tasks that were solved at most `max_correct` times in their newest group to `target`.
 
-    The file has Open-Reasoner-Zero's training form (data.format="orz"), in the order in which the prompts
-    were last sampled; `pass_at_n` beside each answer says how often it was found. It appears whole or not at
-    all. `on_progress(done, total)` counts steps. Raises UsageError if `max_correct` leaves nothing out,
-    RefusedError if `target` exists, NothingThereError where there is no run, no journal or no such prompt.
+    The file has Open-Reasoner-Zero's training format (data.format="orz"), in the order in which the prompts
+    were last sampled, with the share of correct samples as `pass_at_n` beside each answer. It appears
+    complete or not at all. `on_progress(done, total)` counts steps.
+
+    Raises:
+        UsageError: `max_correct` excludes no group.
+        RefusedError: `target` exists.
+        NothingThereError: there is no run, no journal or no such prompt.
     """
     directory.require_run()
     group_size = directory.stored_config().train.group_size
     if not 0 <= max_correct < group_size:
         raise UsageError(
-            f"at most {max_correct} correct of a group of {group_size} is no selection",
-            hint=f"set --max-correct to 0 up to {group_size - 1}",
+            f"--max-correct is {max_correct}, but a group has {group_size} completions",
+            hint=f"set it to 0 up to {group_size - 1}",
         )
     if target.exists():
         raise RefusedError(f"{target} already exists", hint="name a new file with --to")
@@ -57,8 +61,8 @@ def mine(
     if not hard:
         raise NothingThereError(
             f"none of the {len(newest)} prompts in the journal of {directory.path} was solved "
-            f"{max_correct} times of {group_size} or less",
-            hint='raise --max-correct, or train with journal.keep="all" so that the journal holds every step',
+            f"{max_correct} of {group_size} times or less",
+            hint='raise --max-correct, or train with journal.keep="all" so that the journal keeps every step',
         )
     rows = [_conversation(group) for group in hard]
     fs.make_directory(target.parent)
@@ -69,7 +73,7 @@ def mine(
 def _newest_groups(
     rollouts: Path, steps: list[int], group_size: int, on_progress: Callable[[int, int], None]
 ) -> tuple[list[GroupResult], list[str]]:
-    """Per task its newest complete group, in the order of (step, prompt); and what could not be read."""
+    """The newest complete group of each task, ordered by (step, prompt); and the damaged segments."""
     newest: dict[str, GroupResult] = {}
     refused: list[str] = []
     for done, step in enumerate(reversed(steps), start=1):

@@ -1,9 +1,9 @@
-"""The proof of exactness on a user's own recipe, cut to a few steps: real processes, really killed.
+"""`yaoki prove`: shows on a recipe, cut to a few steps, that a killed and resumed run is exact.
 
-Four runs: one unbroken; one killed and resumed from a checkpoint; one without checkpoints, killed and
-replayed from its journal; and one that gets back its weights only, as other trainers do. The first three
-must end with the same bits in every component, the fourth must not, or the comparison would prove nothing.
-No torch in here: what is compared are digests that were written with the checkpoints.
+Four runs in processes of their own: one unbroken; one killed and resumed from a checkpoint; one without
+checkpoints, killed and replayed from its journal; and one that restores its weights only, as other trainers
+do. The first three must end with the same bits in every component, and the fourth with other bits, or the
+comparison would prove nothing. Needs no torch: it compares digests that were written with the checkpoints.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from yaoki.runs.directory import RunDirectory
 
 UNBROKEN, RESUMED, REPLAYED, WEIGHTS_ONLY = "unbroken", "killed and resumed", "replayed", "weights only"
 _CLOCK_PARTS = ("lineage", "metrics")
-"""Parts that hold the attempt's number and times, which nobody promises to reproduce."""
+"""Parts with the attempt's number and times, which no resume reproduces."""
 _POLL_S = 0.01
 _TRIES = 5
 _SMALL = """\
@@ -43,30 +43,31 @@ policy = { init_from = "builtin:tiny-random" }
 engine = { max_new_tokens = 16 }
 eval = { num_tasks = 16 }
 """
-"""The recipe that is proved if none is named."""
+"""The default recipe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Digest of every component at the end of each run, and what happened on the way."""
+    """Digests of every component at the end of each run."""
 
     steps: int
     digests: dict[str, dict[str, str]]
     """Run -> component -> digest of its bits."""
     events: tuple[str, ...]
-    """What was done to the runs, in words."""
+    """A log of what was done to the runs."""
 
     @property
     def components(self) -> list[str]:
         return list(self.digests[UNBROKEN])
 
     def is_equal(self, run: str, component: str) -> bool:
-        """Whether a component of a run has the bits of the unbroken run."""
+        """Whether a component has the same bits in a run as in the unbroken one."""
         return self.digests[run].get(component) == self.digests[UNBROKEN][component]
 
     @property
     def holds(self) -> bool:
-        """Resumed and replayed agree with unbroken in everything, weights-only not even in the policy."""
+        """Whether resumed and replayed equal unbroken in every component, and weights-only has another
+        policy."""
         exact = all(self.is_equal(run, c) for run in (RESUMED, REPLAYED) for c in self.components)
         return exact and not self.is_equal(WEIGHTS_ONLY, "policy.params")
 
@@ -79,10 +80,17 @@ def prove(
     seed: int,
     say: Callable[[str], None],
 ) -> Proof:
-    """Do the four runs in a directory that is removed again, or in the new directory `keep`.
+    """Train the four runs in a temporary directory, or in the new directory `keep`.
 
-    Raises UsageError or NothingThereError for a recipe that cannot be used, RefusedError if `keep` is there,
-    YaokiError with its log if one of the runs fails.
+    Args:
+        recipe: None for a small one.
+        seed: of the instants at which runs are killed.
+        say: called with each event as it happens.
+
+    Raises:
+        UsageError, NothingThereError: the recipe cannot be used.
+        RefusedError: `keep` exists.
+        YaokiError: one of the runs failed; with the end of its log.
     """
     if keep is not None and keep.exists():
         raise RefusedError(f"{keep} already exists", hint="name a new directory with --keep")
@@ -97,13 +105,13 @@ def prove(
 
 
 class Prover:
-    """Runs the four in a scratch directory; `words` are a recipe and overrides as for `yaoki train`."""
+    """Trains the four runs in `scratch`; `words` are a recipe and overrides as for `yaoki train`."""
 
     def __init__(
         self, words: Sequence[str], scratch: Path, steps: int, seed: int, say: Callable[[str], None]
     ) -> None:
         own = ["run.show_samples_every=0", "journal.keep=all", "checkpoint.keep_last=100"]
-        self._words = [*words, *own, 'run.storage=""', "run.max_seconds=0"]  # the runs are nobody else's
+        self._words = [*words, *own, 'run.storage=""', "run.max_seconds=0"]
         self._scratch = scratch
         self._steps = steps
         self._rng = random.Random(seed)
@@ -111,7 +119,7 @@ class Prover:
         self._events: list[str] = []
 
     def prove(self) -> Proof:
-        """Do all four runs. YaokiError with the log if one of them fails."""
+        """Train and compare. YaokiError with the end of its log if a run fails."""
         half = self._steps // 2
         often = [f"checkpoint.every_steps={half}"]
         self._train("unbroken", often)
@@ -124,19 +132,19 @@ class Prover:
 
     def _train(self, name: str, overrides: Sequence[str]) -> None:
         with self._started(name, overrides) as process:
-            self._require_fine(name, process.wait())
+            self._require_success(name, process.wait())
         self._note(f"{name}: trained to step {self._steps}")
 
     def _killed(self, name: str, overrides: Sequence[str], after_step: int) -> None:
-        """SIGKILL at a random instant of the step that follows `after_step`, then the same command again."""
+        """Kill the run at a random instant of the step after `after_step`, then resume it."""
         for _ in range(_TRIES):
             if self._is_killed(name, overrides, after_step):
                 break
             shutil.rmtree(self._scratch / name)
         else:
             raise YaokiError(
-                f"the run {name} was at its end {_TRIES} times before it could be killed",
-                hint="its steps are too short: prove more of them with --steps, or larger ones",
+                f"the run {name} finished before it was killed, {_TRIES} times",
+                hint="its steps are too short: train more of them with --steps, or larger ones",
             )
         self._note(f"{name}: SIGKILL after the row of step {len(self._rows(name))}")
         self._train(name, overrides)
@@ -144,7 +152,7 @@ class Prover:
         self._note(f"{name}: resumed, {reused} rollouts taken from the journal")
 
     def _is_killed(self, name: str, overrides: Sequence[str], after_step: int) -> bool:
-        """False if the run came to its end first."""
+        """Start the run and kill it; False if it finished first."""
         with self._started(name, overrides) as process:
             while len(self._rows(name)) < after_step and process.poll() is None:
                 time.sleep(_POLL_S)
@@ -154,16 +162,16 @@ class Prover:
             process.kill()
             if process.wait() == -signal.SIGKILL:
                 return len(self._rows(name)) < self._steps
-            self._require_fine(name, process.returncode)
+            self._require_success(name, process.returncode)
             return False
 
-    def _require_fine(self, name: str, exit_code: int) -> None:
+    def _require_success(self, name: str, exit_code: int) -> None:
         if exit_code != 0:
             log = self._log(name).read_text("utf-8", errors="replace")
             raise YaokiError(f"the run {name} ended with exit code {exit_code}:\n{log[-2000:]}")
 
     def _warm_started(self, name: str, source: str, step: int) -> None:
-        """What resuming is without the rest of the state: weights exported at `step`, a new run from them."""
+        """Train a new run from the weights of `step` alone, without the rest of the state."""
         model = self._scratch / "exported"
         command = ["export", str(self._scratch / source), "--at", str(step), "--to", str(model)]
         subprocess.run(self._yaoki(*command), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -175,7 +183,7 @@ class Prover:
 
     @contextmanager
     def _started(self, name: str, overrides: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
-        """A run that does not outlive the proof."""
+        """The process of a run, which is killed at the end of the block."""
         words = [*self._words, f"train.steps={self._steps}", *overrides]
         command = self._yaoki("train", "--run", str(self._scratch / name), *words)
         with self._log(name).open("ab") as log:
@@ -200,7 +208,7 @@ class Prover:
         self._say(text)
 
     def _components(self, name: str) -> dict[str, str]:
-        """Digest of every part of the last checkpoint that bits can be promised of, and of the rows."""
+        """Digests of the parts of the last checkpoint, of all rollouts and of the rows without times."""
         choice = RunDirectory(self._scratch / name).choose_checkpoint()
         assert choice.checkpoint is not None
         manifest = verify(choice.checkpoint.path)

@@ -1,7 +1,7 @@
-"""Any step as a checkpoint, saved or not: the nearest earlier one, and the steps after it out of the journal.
+"""`yaoki restore`: the checkpoint of any step, by replaying the journal from the nearest earlier checkpoint.
 
-The steps are done again in a directory of their own, beside the run's, and what comes out is moved into
-the run's checkpoints. Every one is held to what the run recorded of it. Nothing is sampled.
+The steps are trained again in a scratch directory beside the run's, nothing is sampled, and each step is
+compared with the run's record of it. The resulting checkpoint is moved into the run's checkpoints.
 """
 
 from pathlib import Path
@@ -21,20 +21,20 @@ from yaoki.train.console import Console
 from yaoki.train.session import train
 
 _RECORDS = ("run.json", "start.json", "attempts.jsonl", "metrics.jsonl")
-"""What the steps that are done again are held to, and what makes the scratch directory the same run."""
+"""Files that make the scratch directory the same run, with the rows that replayed steps are compared with."""
 
 
 def restore_step(directory: RunDirectory, step: int, console: Console) -> Path:
-    """The checkpoint of `step`, made if there is none or a damaged one, and pinned as `restored-STEP`.
+    """The checkpoint of `step`, restored unless there is a valid one, and pinned as `restored-STEP`.
 
     Raises:
-        NothingThereError: the run has not come that far, or the journal lacks rollouts that are needed.
+        NothingThereError: the run has not reached `step`, or the journal lacks rollouts of a needed step.
         RefusedError: the run is training.
-        DivergenceError: a step came out with other bits than the run recorded.
+        DivergenceError: a replayed step has other bits than the run recorded.
     """
     directory.require_run()
     if step < 0:
-        raise UsageError(f"there is no step {step}", hint="steps count from 0, the state before the first")
+        raise UsageError(f"step {step} does not exist", hint="0 is the state before the first step")
     path = directory.checkpoints / directory_name(step)
     with directory.lock():
         if not _is_whole(path):
@@ -54,7 +54,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _base(directory: RunDirectory, step: int) -> ValidCheckpoint | None:
-    """The newest valid checkpoint before `step`; None where step 0 is the nearest."""
+    """The newest valid checkpoint before `step`; None if the replay starts from step 0."""
     for candidate in Catalog(directory.checkpoints).candidates():
         if candidate.kind is not Kind.UNFINISHED and candidate.step < step:
             try:
@@ -72,8 +72,8 @@ def _restore(directory: RunDirectory, base: ValidCheckpoint | None, step: int, c
         raise NothingThereError(
             f"step {step} cannot be restored: the nearest checkpoint before it is of step {first}, and the "
             f"journal has no rollouts of step {missing[0]}",
-            hint="`yaoki checkpoints list` shows which steps are there; journal.keep=all keeps every step "
-            "restorable",
+            hint="`yaoki checkpoints list` shows the checkpoints; with journal.keep=all every step can be "
+            "restored",
         )
     scratch = RunDirectory(directory.restoring)
     if scratch.path.exists():
@@ -89,7 +89,7 @@ def _restore(directory: RunDirectory, base: ValidCheckpoint | None, step: int, c
         fs.make_directory(directory.checkpoints)
         name = directory_name(step)
         if (directory.checkpoints / name).exists():
-            fs.remove_tree(directory.checkpoints / name)  # it is there, but damaged
+            fs.remove_tree(directory.checkpoints / name)  # a damaged one
         fs.replace_durably(scratch.checkpoints / name, directory.checkpoints / name)
     finally:
         if scratch.path.exists():
@@ -101,22 +101,23 @@ def _require_recorded(directory: RunDirectory, step: int) -> None:
     if step > last:
         raise NothingThereError(
             f"{directory.path} has no row of step {step}, its last one is of step {last}",
-            hint="resume the run: it does what is in the journal again",
+            hint="resume the run: it replays the journal",
         )
 
 
 def _require_same_rows(directory: RunDirectory, scratch: RunDirectory, step: int) -> None:
-    """A checkpoint whose rows are not those of the run could not be gone on from."""
+    """DivergenceError if the run could not resume from the new checkpoint, as its rows differ."""
     rows = scratch.metrics_path.read_bytes()
     if not directory.metrics_path.read_bytes().startswith(rows):
         raise DivergenceError(
-            f"step {step} came out, but not as the run's rows say: they were made in another environment",
+            f"the replay up to step {step} has other rows than {directory.metrics_path}, which were written "
+            "in another environment",
             hint="a step is restored by one worker, with the run's config and on a machine like the run's",
         )
 
 
 def _config(config: Config, step: int) -> Config:
-    """The same trajectory, up to `step` and no further, with nothing left elsewhere."""
+    """The run's config, for a replay that ends at `step`, saves there only and copies nothing to a URL."""
     changes = {
         "run": config.run.model_copy(update={"storage": "", "max_seconds": 0.0}),
         "train": config.train.model_copy(update={"steps": step}),
@@ -129,7 +130,7 @@ def _config(config: Config, step: int) -> Config:
 def _prepare(
     directory: RunDirectory, base: ValidCheckpoint | None, steps: range, scratch: RunDirectory
 ) -> None:
-    """A run of the same id that stands at `base` and has what the run recorded of the steps after it."""
+    """Make `scratch` the same run at checkpoint `base`, with the run's rows and rollouts of `steps`."""
     fs.make_directory(scratch.path)
     copy_tree(directory.model, scratch.model)
     for name in _RECORDS:

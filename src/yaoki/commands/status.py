@@ -16,21 +16,12 @@ from yaoki.runs.directory import RunDirectory
 from yaoki.runs.environment import software
 from yaoki.runs.grade import Grade, grade_of
 from yaoki.runs.lineage import Parent
+from yaoki.runs.records import AttemptRecord
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptReport:
-    """One attempt."""
+class AttemptReport(AttemptRecord):
+    """An attempt and its steps."""
 
-    attempt: int
-    started_unix_s: float
-    pid: int
-    num_workers: int
-    outcome: str
-    """`running`, `finished`, `stopped`, `failed`, or `killed` where no end was written."""
-    reason: str | None
-    """Why it stopped or failed."""
-    ended_unix_s: float | None
     num_steps: int
     """Rows of metrics.jsonl that it wrote; the first ones of a fork are its parent's."""
 

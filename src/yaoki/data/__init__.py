@@ -1,1 +1,1 @@
-"""From files and generators to prompts, and from completions to rewards. No torch in here."""
+"""From files and task generators to prompts. Needs no torch."""

@@ -1,7 +1,6 @@
-"""Where training tasks come from: a shuffled dataset or an endless family, addressed by place.
+"""Training tasks by (epoch, position): a shuffled dataset, or an endless generated family.
 
-A source has no position. It answers "which task is at this place of this epoch", so that whoever
-walks through it can be anywhere at once, and resume costs nothing.
+A source has no state, so a resume can continue at any position at no cost.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ class TaskSource(Protocol):
 
     @property
     def digest(self) -> str:
-        """Changes when the tasks behind any place change; compared on resume."""
+        """Changes when the task at any position changes; compared on resume."""
         ...
 
     @property
@@ -32,12 +31,12 @@ class TaskSource(Protocol):
         ...
 
     def training_task(self, epoch: int, position: int) -> Task:
-        """The task at a place, 0 <= position < num_tasks, of an epoch's shuffled order."""
+        """The task at `position`, 0 <= position < num_tasks, of an epoch's shuffled order."""
         ...
 
 
 class FileTasks:
-    """A dataset in a new order every epoch."""
+    """A dataset, shuffled anew every epoch."""
 
     def __init__(self, tasks: Sequence[Task], digest: str, run_seed: int) -> None:
         self.digest = digest
@@ -54,7 +53,7 @@ class FileTasks:
         return task
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        """The epoch's permutation `[num_tasks]`; only the last one is kept."""
+        """The epoch's permutation `[num_tasks]`; the last one is cached."""
         if self._cached is None or self._cached[0] != epoch:
             order = permutation(len(self._tasks), seed(self._run_seed, Purpose.DATA_ORDER, epoch))
             self._cached = epoch, order
@@ -62,7 +61,7 @@ class FileTasks:
 
 
 class FamilyTasks:
-    """Fresh tasks of a family at every place; an epoch is only a count."""
+    """Fresh tasks of a family at every position; the length of an epoch is arbitrary."""
 
     def __init__(self, family: TaskFamily, run_seed: int, tasks_per_epoch: int) -> None:
         samples = tasks_digest(family.task(seed_value) for seed_value in range(_NUM_SAMPLES_IN_DIGEST))

@@ -1,7 +1,4 @@
-"""Datasets from files: which rows there are, what is wrong with the bad ones, and what they hold.
-
-A file is cut into rows (JSON array, JSON lines, Parquet); a parser per format makes tasks of rows.
-"""
+"""Datasets from files: rows of a JSON array, JSON lines or Parquet, parsed into tasks by format."""
 
 import functools
 import json
@@ -13,26 +10,27 @@ from pathlib import Path
 from typing import Literal
 
 from yaoki.errors import DataError, NothingThereError, UsageError, did_you_mean
-from yaoki.types import Task, make_task, tasks_digest
+from yaoki.types import Task, make_task
 
 _LINES_SUFFIXES = (".jsonl", ".ndjson")
 _PARQUET_MAGIC = b"PAR1"
-_DOWNLOAD_HINT = "the file may be cut short or damaged: fetch it again"
+_DOWNLOAD_HINT = "the file may be truncated or damaged: download it again"
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that holds no usable value, and why."""
+    """A row that cannot be used."""
 
     what: str
+    """What is wrong with it."""
 
 
 Rows = list[tuple[int, object]]
-"""(number from 1, the row's value or a BadRow). In JSON lines the number is that of the line."""
+"""(number, value or BadRow) of each row; numbers start at 1 and are those of the lines in JSON lines."""
 
 
 def read_rows(path: Path, format: str) -> Rows:
-    """All rows of a file. NothingThereError if it is missing, DataError if it cannot be cut into rows."""
+    """All rows of a file. NothingThereError if it is missing, DataError if it is not of the format."""
     content = _read(path)
     if format == "parquet" or (format == "auto" and content.startswith(_PARQUET_MAGIC)):
         return _parquet_rows(path, content)
@@ -75,7 +73,7 @@ def _json_array(path: Path, text: str) -> Rows:
 
 
 def _json_lines(text: str) -> Rows:
-    """One value a line; blank lines are passed over but counted."""
+    """One value a line; blank lines are skipped but counted."""
     lines = enumerate(text.split("\n"), start=1)
     return [(number, _json_line(line)) for number, line in lines if line.strip()]
 
@@ -88,13 +86,13 @@ def _json_line(line: str) -> object:
 
 
 def _parquet_rows(path: Path, content: bytes) -> Rows:
-    # pyarrow takes longer to import than most datasets take to read, and JSON needs none of it.
+    # Imported late: that takes longer than reading most datasets, and JSON does not need it.
     import pyarrow
     from pyarrow import parquet
 
     if not content.startswith(_PARQUET_MAGIC):
         raise DataError(
-            f"{path} is not a Parquet file: it does not begin with PAR1", hint="check data.format"
+            f"{path} is not a Parquet file: it does not start with PAR1", hint="check data.format"
         )
     try:
         values = parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
@@ -113,7 +111,7 @@ _MAX_EXACT_FLOAT = 2**53
 
 
 def find_format(format: str, rows: Sequence[object], problem_column: str, answer_column: str) -> RowParser:
-    """The parser for a file; for "auto", by the first of its rows that looks like one of the formats."""
+    """The parser for a file's format; "auto" takes the format of the first row that resembles one."""
     named = functools.partial(parse_columns, problem_column=problem_column, answer_column=answer_column)
     parsers: dict[str, RowParser] = {"orz": parse_orz, "orz_eval": parse_orz_eval, "gsm8k": parse_gsm8k}
     if format == "auto":
@@ -122,9 +120,9 @@ def find_format(format: str, rows: Sequence[object], problem_column: str, answer
 
 
 def parse_orz(row: object) -> tuple[str, str]:
-    """Open-Reasoner-Zero's training form: a question turn, then a turn with `ground_truth.value`.
+    """Open-Reasoner-Zero's training format: a question turn, then a turn with `ground_truth.value`.
 
-    Turns may be called `human` or `Human`, and carry other keys such as `pass_at_n`.
+    The first turn may be from `human` or `Human`; other keys, such as `pass_at_n`, are ignored.
     """
     if not isinstance(row, list) or len(row) < 2:
         raise ValueError(f"expected a list of two turns, got {_shown(row)}")
@@ -133,7 +131,7 @@ def parse_orz(row: object) -> tuple[str, str]:
 
 
 def parse_orz_eval(row: object) -> tuple[str, str]:
-    """Open-Reasoner-Zero's evaluation form: `prompt` with one user turn, and `final_answer`."""
+    """Open-Reasoner-Zero's evaluation format: `prompt` with one user turn, and `final_answer`."""
     turns = _field(row, "prompt", "the row")
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"'prompt' should be a list of turns, got {_shown(turns)}")
@@ -141,7 +139,7 @@ def parse_orz_eval(row: object) -> tuple[str, str]:
 
 
 def parse_gsm8k(row: object) -> tuple[str, str]:
-    """GSM8K: `question`, and `answer` that ends in `#### 1,234`; commas inside numbers are dropped."""
+    """GSM8K: `question`, and `answer` ending in `#### 1,234`; commas inside numbers are removed."""
     problem = _problem(_field(row, "question", "the row"), "'question'")
     worked = _field(row, "answer", "the row")
     if not isinstance(worked, str) or _GSM8K_MARK not in worked:
@@ -191,7 +189,7 @@ def _problem(value: object, name: str) -> str:
 
 
 def _answer(value: object, name: str) -> str:
-    """Text of a string or a number. A whole float is written as an integer: tables turn 3 into 3.0."""
+    """A string, or a number as text. A float without fraction becomes an integer: tables turn 3 into 3.0."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{name} should be text or a number, got {_shown(value)}")
     if isinstance(value, float):
@@ -207,12 +205,12 @@ def _text(value: str, name: str) -> str:
     if not value:
         raise ValueError(f"{name} is empty")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{name} holds half a surrogate pair, which is not valid text")
+        raise ValueError(f"{name} contains a lone surrogate, which is not valid Unicode")
     return value
 
 
 def _shown(value: object) -> str:
-    """A value in an error message: its type and how it begins."""
+    """A value for an error message: its type and its first characters."""
     return f"{type(value).__name__} {str(value)[:60]!r}"
 
 
@@ -221,15 +219,13 @@ _NUM_MESSAGES_KEPT = 5
 
 @dataclass(frozen=True, slots=True)
 class LoadedTasks:
-    """What the files held, in the order of files and rows."""
+    """The tasks of all files, in the order of files and rows."""
 
     tasks: tuple[Task, ...]
     num_skipped: int
-    """Bad rows that were left out."""
-    digest: str
-    """Of all problems and answers in order."""
+    """Bad rows that were skipped."""
     skipped: tuple[str, ...]
-    """What was wrong with the first few of the rows that were left out."""
+    """What was wrong with the first few of them."""
 
 
 def read_tasks(
@@ -242,9 +238,13 @@ def read_tasks(
 ) -> LoadedTasks:
     """Read several files as one dataset.
 
-    `format` is one of "auto", "orz", "orz_eval", "gsm8k", "jsonl", "parquet"; "auto" looks at each
-    file. The column names count where rows have named columns. Raises NothingThereError for a missing
-    file, DataError for a file that cannot be read, a bad row (unless they are skipped) or no row at all.
+    Args:
+        format: one of FORMATS; "auto" is decided for each file.
+        problem_column, answer_column: for the formats with named columns.
+
+    Raises:
+        NothingThereError: a file is missing.
+        DataError: a file cannot be read, a row is bad (unless bad rows are skipped), or there is no task.
     """
     if format not in FORMATS:
         raise UsageError(f"there is no data format {format!r}", hint=did_you_mean(format, FORMATS))
@@ -260,19 +260,16 @@ def read_tasks(
                 continue
             message = f"{path}, row {number}: {task.what}"
             if on_bad_row == "error":
-                raise DataError(
-                    message, hint='mend the row, or leave such rows out with data.on_bad_row="skip"'
-                )
+                raise DataError(message, hint='fix the row, or skip bad rows with data.on_bad_row="skip"')
             problems.append(message)
     if not tasks:
         where = ", ".join(str(path) for path in files) or "no files"
-        first = f"; the first bad row: {problems[0]}" if problems else ""
+        first = f"; the first one: {problems[0]}" if problems else ""
         raise DataError(
             f"no task in {where}: {len(problems)} bad rows were skipped{first}",
             hint="check data.files, data.format, data.problem_column and data.answer_column",
         )
-    skipped = tuple(problems[:_NUM_MESSAGES_KEPT])
-    return LoadedTasks(tuple(tasks), len(problems), tasks_digest(tasks), skipped)
+    return LoadedTasks(tuple(tasks), len(problems), tuple(problems[:_NUM_MESSAGES_KEPT]))
 
 
 def _task(row: object, parse: RowParser, path: Path) -> Task | BadRow:

@@ -1,7 +1,4 @@
-"""From tasks to prompts: templated, tokenised once, served in an order whose whole state is two integers.
-
-The loader does not know how its source orders tasks, nor what happens to prompts.
-"""
+"""From tasks to prompts: templated, tokenised once, served in an order whose whole state is two integers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ Encode = Callable[[str], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class LoaderState:
-    """Where the next batch begins. `cursor` is always below the number of tasks."""
+    """Position of the next batch; `cursor` is always below the number of tasks."""
 
     epoch: int
     cursor: int
@@ -52,7 +49,7 @@ class PromptLoader:
         """The next `num_prompts` prompts.
 
         DataError, with the position unchanged, if one is longer than `max_prompt_tokens`: prompts are
-        never cut, and those of files are dropped before training (`drop_long`).
+        never truncated, and long ones from files are dropped before training (`drop_long`).
         """
         epoch, cursor = self._state.epoch, self._state.cursor
         prompts = []
@@ -73,10 +70,10 @@ class PromptLoader:
         return self._state
 
     def restore(self, state: LoaderState) -> None:
-        """Go to a state captured from a loader of the same source. DataError if there is no such place."""
+        """Continue from the state of a loader of the same source. DataError if it is out of range."""
         if state.epoch < 0 or not 0 <= state.cursor < self._source.num_tasks:
             raise DataError(
-                f"cannot go to task {state.cursor} of epoch {state.epoch}: "
+                f"cannot continue at task {state.cursor} of epoch {state.epoch}: "
                 f"the dataset has {self._source.num_tasks} tasks",
                 hint="resume with the dataset that the run was started with",
             )
@@ -94,7 +91,7 @@ class PromptLoader:
 
 
 def make_prompt(task: Task, template: Template, encode: Encode) -> Prompt:
-    """The task as the engine will see it, whatever its length."""
+    """The templated and tokenised task, of any length."""
     text = template.render(task)
     return Prompt(task=task, text=text, token_ids=tuple(encode(text)))
 
@@ -102,7 +99,7 @@ def make_prompt(task: Task, template: Template, encode: Encode) -> Prompt:
 def drop_long(
     tasks: Sequence[Task], template: Template, encode: Encode, max_prompt_tokens: int, num_prompts: int
 ) -> tuple[tuple[Task, ...], int]:
-    """The tasks whose prompts fit, in order, and the number of those dropped. Done before training.
+    """The tasks whose prompts fit, in order, and the number of dropped ones. Called before training.
 
     DataError if the rest does not fill one batch of `num_prompts`.
     """

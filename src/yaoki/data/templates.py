@@ -1,4 +1,4 @@
-"""Prompt templates: two built in, or a user's own Jinja file. Nothing is known of tokens here."""
+"""Prompt templates: two built-in ones, or a user's Jinja file."""
 
 import traceback
 from collections.abc import Mapping
@@ -28,23 +28,20 @@ TEMPLATES: Mapping[str, str] = MappingProxyType({"orz": _ORZ, "short": "{{ probl
 
 
 class Template:
-    """A compiled template with one variable, `problem`.
-
-    It runs in Jinja's sandbox; what it does with an undefined variable is an error.
-    """
+    """A compiled template with one variable, `problem`, rendered in Jinja's sandbox."""
 
     def __init__(self, name: str, source: str) -> None:
-        """`name` is what error messages call the template. UsageError if it cannot be used."""
+        """`name` appears in error messages. UsageError for bad syntax or other variables."""
         self.name = name
         self.source = source
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
-        del environment.filters["random"], environment.globals["lipsum"]  # a prompt is not a matter of chance
+        del environment.filters["random"], environment.globals["lipsum"]  # prompts are not random
         try:
             variables = meta.find_undeclared_variables(environment.parse(source))
             code = environment.compile(source, name=name, filename=name)
         except jinja2.TemplateSyntaxError as error:
             raise UsageError(
-                f"template {name}, line {error.lineno}: {error.message}", hint="mend the Jinja syntax"
+                f"template {name}, line {error.lineno}: {error.message}", hint="fix the Jinja syntax"
             ) from error
         if variables != {"problem"}:
             unknown = ", ".join(sorted(variables - {"problem"}))
@@ -55,7 +52,7 @@ class Template:
         self._template = environment.template_class.from_code(environment, code, environment.globals)
 
     def render(self, task: Task) -> str:
-        """The prompt's text. The problem is inserted as it is; Jinja marks in it mean nothing."""
+        """The prompt's text. The problem is inserted verbatim; Jinja syntax in it has no effect."""
         try:
             return self._template.render(problem=task.problem)
         except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:

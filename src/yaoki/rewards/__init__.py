@@ -1,1 +1,1 @@
-"""From an answer to its reward: extraction, comparison, verifiers in processes of their own."""
+"""From a completion to its reward: answer extraction, comparison, and verifiers in processes of their own."""

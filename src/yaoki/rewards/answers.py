@@ -1,8 +1,7 @@
 r"""The answer in a completion: the last `<answer> ... \boxed{...} ... </answer>`.
 
-Completions are hostile as a matter of course (training rewards whatever gets past this module), so
-every search here is linear in the text, without recursion and without backtracking. What an answer
-means, and whether it is right, is not known here.
+Completions must be treated as hostile, since training rewards whatever this module accepts: every search is
+linear in the text, without recursion and without backtracking.
 """
 
 import re
@@ -11,13 +10,13 @@ from collections.abc import Iterator
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _BOXED = re.compile(r"\\boxed\s*\{")
 _BRACES = re.compile(r"(?:\\[\\{}])+|\{+|\}+")
-"""A run of escaped characters (`\\{` is a printed brace), of opening braces, or of closing ones."""
+"""A run of escaped characters (`\\{` is a printed brace), of opening braces, or of closing braces."""
 
 
 def extract_answer(text: str) -> str | None:
-    r"""What the last `\boxed{...}` with balanced braces holds, in the last answer block that has one.
+    r"""The content of the last `\boxed{...}` with balanced braces, in the last answer block that has one.
 
-    None if no complete block has one, or if it is blank. Outer spaces are stripped.
+    None if no complete block has one, or if it is blank. Leading and trailing spaces are stripped.
     """
     for block in _blocks_from_the_end(text):
         boxed = _last_boxed(block)
@@ -27,10 +26,9 @@ def extract_answer(text: str) -> str | None:
 
 
 def has_format(text: str) -> bool:
-    """Whether a completion (of a prompt that ends in `<think>`) has exactly the form that was asked for.
+    """Whether a completion of a prompt ending in `<think>` has exactly the requested format.
 
-    That is: thoughts, `</think>`, and one answer block that holds an answer, with nothing else after
-    the thoughts but space.
+    That is: thoughts, `</think>`, and one answer block with an answer, with only whitespace around it.
     """
     _, _, rest = text.partition("</think>")
     rest = rest.strip()
@@ -39,7 +37,7 @@ def has_format(text: str) -> bool:
 
 
 def _blocks_from_the_end(text: str) -> Iterator[str]:
-    """Contents of the answer blocks, last first. Each character is looked at a fixed number of times."""
+    """Contents of the answer blocks, last first. Each character is read a constant number of times."""
     end = text.rfind(_CLOSE)
     while end >= 0:
         start = text.rfind(_OPEN, 0, end)
@@ -52,8 +50,8 @@ def _blocks_from_the_end(text: str) -> Iterator[str]:
 def _last_boxed(block: str) -> str | None:
     r"""Content of the last `\boxed{...}` that is closed.
 
-    If the last one is never closed, an earlier one is closed before it begins or never: each search
-    may stop where the one before it began.
+    If one is never closed, an earlier one is closed before it or never, so the search for an earlier one
+    ends where the later one begins.
     """
     limit = len(block)
     for opening in reversed([match.span() for match in _BOXED.finditer(block)]):
@@ -65,7 +63,7 @@ def _last_boxed(block: str) -> str | None:
 
 
 def _closing_brace(block: str, start: int, limit: int) -> int | None:
-    """Place of the brace that closes the one before `start`, if it lies before `limit`."""
+    """Index of the brace that closes the one before `start`, if it is below `limit`."""
     depth = 1
     for run in _BRACES.finditer(block, start, limit):
         length = run.end() - run.start()

@@ -1,7 +1,6 @@
-"""Exact value of a written expression with + - * / and parentheses, from text that may be hostile.
+"""Exact value of an arithmetic expression with + - * / and parentheses, from text that may be hostile.
 
-There is no power and no unary sign, so a value is never much longer than its text, and no `eval`.
-This module does not know what the value should be.
+No `eval`; no power and no unary sign, so a value is never much longer than its text.
 """
 
 import re
@@ -15,9 +14,9 @@ _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 def expression_value(text: str) -> tuple[Fraction, list[int]] | None:
-    """Value and numbers (in order of use) of an expression; LaTeX's \\times, \\cdot, \\div are read too.
+    """Value and numbers (in order of use) of an expression, which may use LaTeX's \\times, \\cdot, \\div.
 
-    None if it is anything else, divides by zero or is longer than MAX_EXPRESSION_CHARS.
+    None if it is no expression, divides by zero or is longer than MAX_EXPRESSION_CHARS.
     """
     if len(text) > MAX_EXPRESSION_CHARS:
         return None
@@ -27,7 +26,7 @@ def expression_value(text: str) -> tuple[Fraction, list[int]] | None:
     if tokens is None:
         return None
     try:
-        value = _reckon(tokens)
+        value = _evaluate(tokens)
     except (ValueError, IndexError, ZeroDivisionError):
         return None
     return value, [token for token in tokens if isinstance(token, int)]
@@ -57,17 +56,18 @@ def _tokens(text: str) -> list[int | str] | None:
     return tokens
 
 
-def _reckon(tokens: list[int | str]) -> Fraction:
+def _evaluate(tokens: list[int | str]) -> Fraction:
     """Shunting-yard with two stacks; ValueError, IndexError or ZeroDivisionError if it is no expression.
 
-    The whole is put in parentheses: when they are closed too early, the next sign finds an empty stack.
+    Parentheses are added around the whole expression: if they are closed too early, the next operator finds
+    an empty stack.
     """
     values: list[Fraction] = []
     signs: list[str] = ["("]
     expects_value = True
     for token in [*tokens, ")"]:
         if expects_value != (isinstance(token, int) or token == "("):
-            raise ValueError("two values or two signs in a row")
+            raise ValueError("two values or two operators in a row")
         if isinstance(token, int):
             values.append(Fraction(token))
             expects_value = False
@@ -88,7 +88,7 @@ def _reckon(tokens: list[int | str]) -> Fraction:
 
 
 def _reduce(values: list[Fraction], signs: list[str]) -> None:
-    """Replace the two topmost values by the result of the topmost sign."""
+    """Replace the two topmost values by the result of the topmost operator."""
     right, left, sign = values.pop(), values.pop(), signs.pop()
     if sign == "+":
         values.append(left + right)

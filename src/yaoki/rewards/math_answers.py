@@ -1,25 +1,24 @@
-r"""Whether two mathematical answers say the same: text first, then math-verify on sympy.
+r"""Whether two mathematical answers are equal: as text, else with math-verify on sympy.
 
 Rules beyond math-verify's own:
 
-- equal text (spaces and `$` aside) is equal; two integers are compared as they are written, with or
-  without thousands separators. This decides most answers without sympy.
-- a list without set braces keeps its order. math-verify reads `1,2` as a set, so that `2,1` would do;
-  here `1,2` equals `2,1` only if one of the two is written as a set, `\{2,1\}`, or if every item names
-  itself (`a=1, b=2`).
-- only LaTeX is read. math-verify's second reader picks any number out of what it cannot parse, so that
+- Equal text (spaces and `$` aside) is equal; two integers are compared digit by digit, with or without
+  thousands separators. This decides most answers without sympy.
+- A list without set braces keeps its order. math-verify reads `1,2` as a set, equal to `2,1`; here they are
+  equal only if one is written as a set, `\{2,1\}`, or if every item is named (`a=1, b=2`).
+- Only LaTeX is parsed. math-verify's second parser extracts any number from what it cannot parse, so that
   `(1, 1, \ldots, 1)` would equal `1`.
 
-This module knows nothing of tags, tasks or time limits: hostile answers run for ever in sympy, and
-whoever calls has to end them. math-verify's own limits are off because they need signals, and are
-long. It is imported when first needed: it takes 0.4 s.
+There is no time limit: hostile answers may run forever in sympy, and the caller has to kill them.
+math-verify's own limits are off, as they need signals and are long. It is imported when first needed, which
+takes 0.4 s.
 """
 
 import logging
 import re
 
 _MAX_SYMBOLIC_CHARS = 2000
-"""Longer answers are compared as text alone: sympy would only run into the caller's limit."""
+"""Longer answers are compared as text only: sympy would exceed the caller's time limit."""
 
 _INTEGER = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)", re.ASCII)
 _IGNORED = re.compile(r"\s+|\\[!,;: ]|\\\$|\$")
@@ -30,13 +29,13 @@ def load_math_verify() -> None:
     """Import math-verify now, so that its 0.4 s do not count against an answer's time limit."""
     import math_verify  # noqa: F401
 
-    # It warns once that its limits are off, and about every answer that it cannot parse.
+    # They warn that their limits are off, and about every answer that they cannot parse.
     for library in ("math_verify", "latex2sympy2_extended"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def answers_equal(reference: str, answer: str) -> bool:
-    """Whether `answer` says the same as `reference`. May take any time and any memory, and raise."""
+    """Whether `answer` equals `reference`. May take any time and any memory, and raise anything."""
     decided = _equal_as_text(reference, answer)
     if decided is not None:
         return decided
@@ -50,7 +49,7 @@ def answers_equal(reference: str, answer: str) -> bool:
 
 
 def _equal_as_text(reference: str, answer: str) -> bool | None:
-    """True or False where the writing alone decides, else None."""
+    """True or False if the text decides, else None."""
     if _IGNORED.sub("", reference) == _IGNORED.sub("", answer):
         return True
     integers = _as_integer(reference), _as_integer(answer)
@@ -60,9 +59,9 @@ def _equal_as_text(reference: str, answer: str) -> bool | None:
 
 
 def _as_integer(text: str) -> tuple[bool, str] | None:
-    """Sign and digits, kept as text: Python refuses to read integers of thousands of digits.
+    """Sign and digits, as text because Python refuses to convert thousands of digits; None if not an integer.
 
-    A comma with a space behind it separates items of a list, not thousands.
+    A comma followed by a space separates items of a list, not thousands.
     """
     match = _INTEGER.fullmatch(_IGNORED.sub("", text))
     if match is None or re.search(r",\s", text):
@@ -72,7 +71,7 @@ def _as_integer(text: str) -> tuple[bool, str] | None:
 
 
 def _ordered_items(text: str) -> list[str] | None:
-    """Items of a list whose order counts, `1, 2` or `(1, 2)`; None for anything else."""
+    """Items of a list whose order matters, `1, 2` or `(1, 2)`; None for anything else."""
     text = text.strip().strip("$").strip()
     if _as_integer(text) is not None:
         return None
@@ -85,7 +84,7 @@ def _ordered_items(text: str) -> list[str] | None:
 
 
 def _split_at_commas(text: str) -> list[str]:
-    """The parts between the commas that lie outside all brackets; none if brackets close too early."""
+    """The parts between the commas outside all brackets; none if a bracket is closed too early."""
     items = []
     depth, start = 0, 0
     for match in re.finditer(r"[()\[\]{}]|(?<!\\),", text):

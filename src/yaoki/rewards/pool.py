@@ -1,8 +1,7 @@
-"""Verdicts under a hard time limit, from worker processes that may hang, crash or eat memory.
+"""A pool of verifier processes with a hard time limit per answer. `worker.py` describes the protocol.
 
-One thread and a selector: each worker has at most one job, whose clock starts when it is sent. A worker
-that overruns is killed and replaced; the answer that did it scores 0. What is verified is not known
-here; the protocol is described in `worker.py`.
+One thread and a selector: each worker has at most one job, whose time limit starts when it is sent. A worker
+that exceeds it is killed and replaced, and the answer scores 0.
 """
 
 import contextlib
@@ -16,7 +15,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from yaoki.errors import UsageError, YaokiError
@@ -24,13 +22,19 @@ from yaoki.types import Task, Verdict, VerdictReason
 
 JsonMessage = dict[str, Any]
 
+START_LIMIT_S = 120.0
+MAX_FAILED_STARTS = 3
 _NEVER = float("inf")
 _READ_BYTES = 1 << 16
 _KILL_WAIT_S = 5.0
+_MAX_WAIT_S = 0.1
+"""Longest time between two polls, so that a stop does not wait for a slow answer."""
+
+_logger = logging.getLogger(__name__)
 
 
 class WorkerDiedError(Exception):
-    """The process has ended, or says something that is no reply."""
+    """The process has ended, or sent something that is not a reply."""
 
 
 class VerifierProcess:
@@ -38,14 +42,14 @@ class VerifierProcess:
 
     def __init__(self, spec: str, start_limit_s: float) -> None:
         self.job: int | None = None
-        """The caller's number for the job in hand."""
+        """The caller's number of the current job."""
         self.is_ready = False
         self.deadline_s = time.monotonic() + start_limit_s
-        """When the start or the job in hand is overdue (monotonic clock); infinite while idle."""
+        """When the start or the current job times out (monotonic clock); infinite while idle."""
         self._unsent = memoryview(b"")
         self._received = bytearray()
-        # A session of its own: Ctrl-C in the terminal is for the trainer, which still needs its workers.
-        # A fixed hash seed: sympy walks sets, and equal answers must get equal verdicts.
+        # A new session: Ctrl-C in the terminal is for the trainer, which still needs its workers.
+        # A fixed hash seed: sympy iterates over sets, and equal answers must get equal verdicts.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "yaoki.rewards.worker", spec],
             stdin=subprocess.PIPE,
@@ -81,19 +85,19 @@ class VerifierProcess:
         self.deadline_s = _NEVER
 
     def start_job(self, job: int, message: JsonMessage, time_limit_s: float) -> None:
-        """Send a job as far as the pipe takes it; its clock starts now."""
+        """Send as much of a job as the pipe takes; its time limit starts now."""
         self.job = job
         self._unsent = memoryview(json.dumps(message).encode("ascii") + b"\n")
         self.deadline_s = time.monotonic() + time_limit_s
         self.send()
 
     def end_job(self) -> int | None:
-        """The number of the job in hand, which is over."""
+        """Mark the current job as done, and return its number."""
         job, self.job, self.deadline_s = self.job, None, _NEVER
         return job
 
     def send(self) -> None:
-        """Send what the pipe takes. A broken pipe is passed over: `receive` will find the death."""
+        """Send as much as the pipe takes. A broken pipe is ignored: `receive` reports the death."""
         try:
             sent = os.write(self.jobs_fd, self._unsent)
         except BlockingIOError:
@@ -103,7 +107,7 @@ class VerifierProcess:
         self._unsent = self._unsent[sent:]
 
     def receive(self) -> JsonMessage | None:
-        """The reply, once it is complete. WorkerDiedError if there will be none."""
+        """The reply, or None until it is complete. WorkerDiedError if there will be none."""
         try:
             chunk = os.read(self.replies_fd, _READ_BYTES)
         except BlockingIOError:
@@ -117,11 +121,11 @@ class VerifierProcess:
         try:
             message: JsonMessage = json.loads(line)
         except ValueError as error:
-            raise WorkerDiedError(f"it sent something that is no reply: {error}") from error
+            raise WorkerDiedError(f"it sent something that is not a reply: {error}") from error
         return message
 
     def kill(self) -> None:
-        """End the process, whatever it is doing, and close its pipes."""
+        """Kill the process and close its pipes."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
         self._exit_code()
@@ -130,22 +134,14 @@ class VerifierProcess:
                 pipe.close()
 
     def _exit_code(self) -> int | None:
-        """Waits for a process that is ending; one stuck in the kernel is left to its fate."""
+        """Wait for the process to end; gives up after 5 s, as it may hang in the kernel."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(timeout=_KILL_WAIT_S)
         return None
 
 
-START_LIMIT_S = 120.0
-MAX_FAILED_STARTS = 3
-_LONGEST_WAIT_S = 0.1
-"""Between two polls, so that a stop is not kept waiting by a slow answer."""
-
-_logger = logging.getLogger(__name__)
-
-
 class VerifierPool:
-    """A context manager: workers run from entering until leaving."""
+    """A context manager: workers run inside the block."""
 
     def __init__(self, spec: str, num_workers: int, time_limit_s: float) -> None:
         """`spec` as for `load_verifier`; `time_limit_s` is wall time per answer."""
@@ -174,24 +170,21 @@ class VerifierPool:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """End all workers. May be called twice."""
+        """Kill all workers. May be called twice."""
         for worker in self._workers:
             worker.kill()
         self._workers.clear()
         self._selector.close()
 
     def verify(self, jobs: Sequence[tuple[Task, str]], poll: Callable[[], None]) -> list[Verdict]:
-        """One verdict per job, in order; `poll` is called often and may raise, which ends the work.
+        """One verdict per job, in order; `poll` is called often and may raise, which aborts the call.
 
-        No task and no text makes this raise or hang: what runs into the time limit is TIMEOUT, what
-        breaks the verifier is ERROR, both with reward 0. Only if workers cannot be started any more it
-        raises: UsageError or YaokiError.
+        No task and no text makes this raise or hang: a timeout gives the verdict TIMEOUT and a failing
+        verifier ERROR, both with reward 0. UsageError or YaokiError only if workers cannot be started.
         """
         waiting = deque(range(len(jobs)))
         verdicts: dict[int, Verdict] = {}
@@ -201,14 +194,13 @@ class VerifierPool:
                 self._hand_out(jobs, waiting)
                 self._handle_events(verdicts)
         finally:
-            # There are such workers only after an exception (a stop signal's, say): their answers must
-            # not be taken for answers to the next call's jobs.
+            # After an exception: a late reply must not be taken for a reply to a job of the next call.
             for worker in [worker for worker in self._workers if worker.job is not None]:
                 self._replace(worker)
         return [verdicts[job] for job in range(len(jobs))]
 
     def _hand_out(self, jobs: Sequence[tuple[Task, str]], waiting: deque[int]) -> None:
-        """Give a job to each worker that has none; one that died while idle is replaced first."""
+        """Give a job to each idle worker; one that died while idle is replaced first."""
         for worker in [worker for worker in self._workers if worker.is_idle]:
             if not waiting:
                 return
@@ -222,17 +214,17 @@ class VerifierPool:
                 self._selector.register(worker.jobs_fd, selectors.EVENT_WRITE, worker)
 
     def _handle_events(self, verdicts: dict[int, Verdict]) -> None:
-        """Wait until something happens; take in what was said; then end the workers that are overdue.
+        """Wait for events and handle them, then replace the workers that timed out.
 
-        Overdue are those whose limit had passed before looking, so a reply in time always counts, however
-        long this process slept.
+        A worker has timed out if its deadline passed before the events were read, so a reply in time always
+        counts, even if this process was suspended.
         """
         now_s = time.monotonic()
         next_deadline_s = min(worker.deadline_s for worker in self._workers)
-        for key, _ in self._selector.select(min(max(0.0, next_deadline_s - now_s), _LONGEST_WAIT_S)):
+        for key, _ in self._selector.select(min(max(0.0, next_deadline_s - now_s), _MAX_WAIT_S)):
             worker: VerifierProcess = key.data
             if worker not in self._workers:
-                continue  # replaced by an earlier event of this round; its descriptors are used anew
+                continue  # replaced by an earlier event of this round; its descriptors may be reused
             if key.fd == worker.jobs_fd:
                 worker.send()
                 if not worker.has_unsent:
@@ -244,11 +236,13 @@ class VerifierPool:
                 self._end(worker, VerdictReason.ERROR, str(error), verdicts)
                 continue
             if message is not None:
-                self._take_in(worker, message, verdicts)
+                self._handle_message(worker, message, verdicts)
         for worker in [worker for worker in self._workers if worker.deadline_s <= now_s]:
             self._end(worker, VerdictReason.TIMEOUT, "it took too long", verdicts)
 
-    def _take_in(self, worker: VerifierProcess, message: JsonMessage, verdicts: dict[int, Verdict]) -> None:
+    def _handle_message(
+        self, worker: VerifierProcess, message: JsonMessage, verdicts: dict[int, Verdict]
+    ) -> None:
         if "refused" in message:
             text, hint = message["refused"]
             raise UsageError(text, hint=hint)
@@ -258,7 +252,7 @@ class VerifierPool:
             return
         job = worker.end_job()
         if job is None:
-            raise AssertionError("a worker answers only when it was asked")
+            raise AssertionError("a worker replies only to a job")
         if "failed" in message:
             verdicts[job] = Verdict(reward=0.0, reason=VerdictReason.ERROR)
             self._report(message["failed"])
@@ -269,7 +263,7 @@ class VerifierPool:
     def _end(
         self, worker: VerifierProcess, reason: VerdictReason, what: str, verdicts: dict[int, Verdict]
     ) -> None:
-        """Replace a dead or overdue worker; the job in hand gets its verdict."""
+        """Replace a worker that died or timed out; its current job gets a verdict."""
         if worker.job is not None:
             verdicts[worker.job] = Verdict(reward=0.0, reason=reason)
             if reason is VerdictReason.ERROR:
@@ -297,7 +291,7 @@ class VerifierPool:
         self._start_worker()
 
     def _report(self, what: str) -> None:
-        """Each kind of failure is logged once: a broken verifier fails on thousands of answers a step."""
+        """Log each kind of failure once: a broken verifier fails on thousands of answers a step."""
         kind = what.partition(":")[0]
         if kind not in self._reported:
             self._reported.add(kind)

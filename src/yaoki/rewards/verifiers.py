@@ -1,7 +1,6 @@
-"""Verifiers: what a completion earns. Pure functions of task and text, chosen by name or import path.
+"""Verifiers: pure functions from task and completion to a verdict, chosen by name or import path.
 
-A verifier may be slow, greedy or broken: it runs in a worker process (`pool.py`), which this
-module does not know of.
+A verifier may be slow, use much memory or crash, so it runs in a worker process (`pool.py`).
 """
 
 import importlib
@@ -17,7 +16,7 @@ from yaoki.types import Task, Verdict, VerdictReason
 
 
 class Verifier(Protocol):
-    """Judges the text of a completion that stopped by itself.
+    """Judges the text of a completion that was not truncated.
 
     The verdict must depend on the task and the text alone. Its reward is any finite number; its reason says
     whether the answer counts as correct.
@@ -28,7 +27,7 @@ class Verifier(Protocol):
 
 @runtime_checkable
 class NeedsWarmUp(Protocol):
-    """A verifier with slow things to do before its first verdict, outside any answer's time limit."""
+    """A verifier with slow preparations, which run before any time limit applies."""
 
     def warm_up(self) -> None: ...
 
@@ -64,7 +63,7 @@ VERIFIERS: Mapping[str, Callable[[], Verifier]] = MappingProxyType(
 def load_verifier(spec: str) -> Verifier:
     """A built-in verifier by name, or `package.module:attribute`: a class without arguments, or a function.
 
-    UsageError if there is no such thing. Whatever the user's module raises besides ImportError goes on.
+    UsageError if there is none. Other exceptions of the user's module than ImportError are passed on.
     """
     if spec in VERIFIERS:
         return VERIFIERS[spec]()

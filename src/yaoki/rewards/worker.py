@@ -1,13 +1,13 @@
-"""A verifier's own process: `python -m yaoki.rewards.worker SPEC`, one JSON line per message.
+"""The process of a verifier: `python -m yaoki.rewards.worker SPEC`, one line of JSON per message.
 
-It says once whether the verifier could be loaded, then answers jobs one at a time:
+It reports once whether the verifier was loaded, then answers jobs one at a time:
 
     -> {"ready": true}  or  {"refused": [message, hint]}
     <- {"task": [uid, problem, answer, source], "text": ...}
     -> {"verdict": [reward, reason, extracted]}  or  {"failed": what}
 
-JSON is ASCII here, so that NUL bytes, newlines and half surrogate pairs travel like anything else.
-The worker limits its memory; its time is limited from outside, by killing it (`pool.py`).
+JSON is in ASCII, so that NUL bytes, newlines and lone surrogates are transported safely. The worker limits
+its memory; the pool limits its time, by killing it.
 """
 
 import ctypes
@@ -25,16 +25,16 @@ from yaoki.rewards.verifiers import NeedsWarmUp, Verifier, load_verifier
 from yaoki.types import Task, Verdict, VerdictReason
 
 MEMORY_LIMIT_BYTES = 4 * 2**30
-"""What judging may need on top of the loaded verifier."""
+"""Memory that judging may use on top of the loaded verifier."""
 
 _MAX_EXTRACTED_CHARS = 1000
 _PR_SET_PDEATHSIG = 1
 
 
 def main(spec: str) -> None:
-    """Serve until the parent closes our standard input, or dies."""
+    """Serve until the parent closes standard input or dies."""
     _die_with_parent()
-    jobs, replies = _take_over_pipes()
+    jobs, replies = _reserve_pipes()
     try:
         verifier = load_verifier(spec)
         if isinstance(verifier, NeedsWarmUp):
@@ -42,8 +42,8 @@ def main(spec: str) -> None:
     except UsageError as error:
         _send(replies, {"refused": [error.message, error.hint]})
         return
-    except Exception as error:  # noqa: BLE001 - the edge of the process; a user's module raises what it likes
-        hint = "the verifier's own code fails when it is imported or made"
+    except Exception as error:  # noqa: BLE001 - the edge of the process; a user's module may raise anything
+        hint = "importing or constructing the verifier fails"
         _send(replies, {"refused": [f"the verifier {spec!r} raised {_described(error)}", hint]})
         return
     _limit_memory()
@@ -62,7 +62,7 @@ def _judge(verifier: Verifier, task: Task, text: str) -> dict[str, object]:
 
 
 def _checked(verdict: object) -> list[object]:
-    """A verdict in transport form. ValueError if it breaks the contract of verifiers."""
+    """A verdict as JSON. ValueError if it violates the contract of verifiers."""
     if not isinstance(verdict, Verdict):
         raise ValueError(f"a verifier must return a Verdict, not {type(verdict).__name__}")
     reward: object = verdict.reward
@@ -75,15 +75,15 @@ def _checked(verdict: object) -> list[object]:
 
 
 def _die_with_parent() -> None:
-    """End with the trainer even if it is killed, and leave to it what a signal to the group means."""
+    """Die with the trainer, even if it is killed, and ignore signals that are meant for it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _take_over_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """The protocol's pipes under descriptors of their own: a verifier prints to stderr and reads nothing."""
+def _reserve_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """The pipes of the protocol, on other descriptors: a verifier prints to stderr and reads nothing."""
     jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -92,7 +92,7 @@ def _take_over_pipes() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _limit_memory() -> None:
-    """Let a greedy answer fail with MemoryError, not the machine. A crash leaves no core file."""
+    """Limit the address space, so that an answer fails with MemoryError; disable core files."""
     limit = _address_space_bytes() + MEMORY_LIMIT_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or limit < hard:

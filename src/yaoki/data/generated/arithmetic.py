@@ -1,7 +1,7 @@
 r"""Task family: chains of additions and subtractions, `47+8-3=` with the answer `52`.
 
-A worked solution takes one step at a time from the left, which is what a tiny model can learn:
-`55-3=52</think><answer>\boxed{52}</answer>`. This module does not know which tasks are held out.
+A worked solution takes one step at a time from the left, which a tiny model can learn:
+`55-3=52</think><answer>\boxed{52}</answer>`.
 """
 
 import re
@@ -28,7 +28,7 @@ class Arithmetic:
         return "arithmetic"
 
     def task(self, seed_value: int) -> Task:
-        """The task of this seed; the same one for ever."""
+        """The task of a seed, which never changes."""
         draws = Draws(seed_value)
         value = self.min_value + draws.below(self.max_value - self.min_value + 1)
         problem = str(value)
@@ -83,7 +83,7 @@ def _partial_results(value: int, steps: list[tuple[str, int]]) -> list[int]:
 
 
 def _wrong_values(first: int, steps: list[tuple[str, int]], values: list[int], place: int) -> list[int]:
-    """What a careless reckoner might write at `place`, as far as no later result turns negative."""
+    """Plausible wrong results at step `place`, without those that make a later result negative."""
     before = first if place == 0 else values[place - 1]
     sign, term = steps[place]
     right = values[place]

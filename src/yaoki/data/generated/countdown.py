@@ -32,7 +32,7 @@ class Countdown:
         return "countdown"
 
     def task(self, seed_value: int) -> Task:
-        """The task of this seed; the same one for ever. Numbers are sorted: their order means nothing."""
+        """The task of a seed, which never changes. Numbers are sorted, as their order has no meaning."""
         draws = Draws(seed_value)
         count = self.min_numbers + draws.below(self.max_numbers - self.min_numbers + 1)
         numbers = [1 + draws.below(self.max_number) for _ in range(count)]
@@ -47,8 +47,8 @@ class Countdown:
     def worked_solution(self, task: Task, mistake_seed: int | None = None) -> str:
         """The text that follows a prompt ending in `<think>`; with a mistake seed, one step goes wrong.
 
-        The mistaken solution is a chain that misses the target, the nearest of a few, whose last step
-        claims to hit it; its expression is the one that was reckoned, so the answer is wrong.
+        The wrong solution is the nearest of a few chains that miss the target; its last step claims to hit
+        it, and its expression is the chain's, so the answer is wrong.
         """
         numbers, target = parse_countdown(task.answer)
         if mistake_seed is None:
@@ -77,7 +77,7 @@ def _chains(numbers: list[int]) -> Iterator[_Chain]:
 
 
 def _random_chain(numbers: list[int], draws: Draws) -> _Chain:
-    """Any order (Fisher-Yates) and any signs."""
+    """A random order (Fisher-Yates) with random signs."""
     order = list(numbers)
     for last in range(len(order) - 1, 0, -1):
         other = draws.below(last + 1)
@@ -86,7 +86,7 @@ def _random_chain(numbers: list[int], draws: Draws) -> _Chain:
 
 
 def _values(chain: _Chain) -> list[int]:
-    """The partial results of a chain, reckoned from the left; the last one is its value."""
+    """The partial results of a chain, from the left; the last one is its value."""
     order, signs = chain
     values = [order[0]]
     for sign, number in zip(signs, order[1:], strict=True):
@@ -95,7 +95,7 @@ def _values(chain: _Chain) -> list[int]:
 
 
 def _written(chain: _Chain, claimed: int) -> str:
-    """One line of reckoning and the expression in the answer tags; the last step claims `claimed`."""
+    """The steps of a chain and its expression in the answer tags; the last step claims to give `claimed`."""
     order, signs = chain
     values = [*_values(chain)[:-1], claimed]
     thoughts = []

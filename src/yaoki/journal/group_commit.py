@@ -62,8 +62,8 @@ class GroupCommit:
             error = failed[0].exception()
             raise YaokiError(
                 f"rollouts could not be journaled: {error}",
-                hint="check the disk, or free some space, then run the same command again: earlier rollouts are "
-                "kept",
+                hint="check the disk, or free some space, then run the same command again: earlier rollouts "
+                "are kept",
             ) from error
 
     def _flush(self, is_flushing: bool) -> None:

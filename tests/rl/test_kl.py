@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yaoki.errors import RefusedError, YaokiError
-from yaoki.rl.kl import AdaptiveKL, FixedKL, KLController
+from yaoki.rl.kl import AdaptiveKL, KLController
 
 from .ragged import checked
 
 
 @pytest.mark.parametrize("measured", [5.0, None], ids=["measured", "no reference"])
 def test_fixed_coefficient_stays_and_has_no_state(measured: float | None) -> None:
-    controller = FixedKL(0.01)
+    controller = KLController(0.01)
     controller.update(measured, 1000)
     assert controller.coef == 0.01
     assert controller.state() == {}
@@ -78,7 +78,7 @@ def test_restored_controller_goes_on_with_the_same_bits(before: list[float], aft
 @pytest.mark.parametrize(
     ("controller", "state"),
     [
-        (FixedKL(0.1), {"coef": 0.2}),
+        (KLController(0.1), {"coef": 0.2}),
         (AdaptiveKL(0.1, 1, 1), {}),
         (AdaptiveKL(0.1, 1, 1), {"coef": 1, "x": 2}),
     ],

@@ -184,6 +184,6 @@ def describe_proof(proof: Proof) -> str:
         "its journal\nended with the same bits as the unbroken one; one that restored its weights alone did "
         "not."
         if proof.holds
-        else "NOT proved: a component differs that should be equal, or the weights alone gave the same policy."
+        else "NOT proved: a component differs that should be equal, or weights alone gave the same policy."
     )
     return f"\n{table([('compared with unbroken', *runs), *rows])}\n\n{verdict}"

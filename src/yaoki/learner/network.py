@@ -3,7 +3,7 @@
 Everything that changes while training is in `weights()`, `moments()` and `num_batches`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from yaoki.config.networks import NetworkConfig
-from yaoki.errors import CorruptCheckpointError
 from yaoki.learner.shard import full_tensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -109,28 +108,6 @@ class TrainedNetwork:
                 "step": torch.tensor(0.0),
             }
 
-    def restore_moments(self, saved: Mapping[str, Tensor]) -> None:
-        """Restore what `moments` returned, unless it was read straight into the live moments.
-
-        Raises CorruptCheckpointError when a moment is missing, left over or of another shape.
-        """
-        expected = {f"{moment}/{name}" for name in self._names.values() for moment in _MOMENTS}
-        if saved and saved.keys() != expected:
-            odd = sorted(saved.keys() ^ expected)
-            raise CorruptCheckpointError(f"optimizer moments missing or left over: {', '.join(odd[:5])}")
-        if not saved:
-            self._optimizer.state.clear()
-            return
-        if not self._optimizer.state:
-            self.make_moments()
-        live = self.moments()
-        for name in expected:
-            if (saved[name].shape, saved[name].dtype) != (live[name].shape, live[name].dtype):
-                raise CorruptCheckpointError(
-                    f"the moment {name} is {tuple(saved[name].shape)} {saved[name].dtype}, "
-                    f"it should be {tuple(live[name].shape)} {live[name].dtype}"
-                )
-        with torch.no_grad():
-            for name in expected:
-                if live[name] is not saved[name]:
-                    live[name].copy_(saved[name])
+    def drop_moments(self) -> None:
+        """Back to the state before the first step."""
+        self._optimizer.state.clear()

@@ -24,7 +24,7 @@ from yaoki.models.policy import build_causal_lm, load_causal_lm
 from yaoki.ranks.agree import rank0_first, run_on_all
 from yaoki.ranks.world import World
 from yaoki.rl.algorithm import ALGORITHMS, algorithm_of
-from yaoki.rl.kl import AdaptiveKL, FixedKL, KLController
+from yaoki.rl.kl import AdaptiveKL, KLController
 from yaoki.runs.directory import RunDirectory
 from yaoki.seeding import Purpose, seed
 from yaoki.train.console import Console
@@ -139,7 +139,7 @@ def build_kl(config: Config) -> KLController:
     """The KL controller that the config names."""
     if config.kl.controller == "adaptive":
         return AdaptiveKL(config.kl.coef, config.kl.target, config.kl.horizon)
-    return FixedKL(config.kl.coef)
+    return KLController(config.kl.coef)
 
 
 BUILTIN_TINY = "builtin:tiny"

@@ -184,13 +184,22 @@ def _network(name: str, network: TrainedNetwork) -> list[Part]:
         Scope.SHARDED,
         f"AdamW's moments and step counts of the {name}",
         lambda: PartState(Scope.SHARDED, network.moments()),
-        lambda part: network.restore_moments(part.tensors),
+        lambda part: _restore_moments(network, part.tensors),
     )
     return [
         _tensors(f"{name}.params", f"weights of the {name}", network.weights),
         moments,
         _json(f"{name}.schedule", f"learning-rate schedule of the {name}", schedule, restore_schedule),
     ]
+
+
+def _restore_moments(network: TrainedNetwork, saved: Mapping[str, Tensor]) -> None:
+    if not saved:
+        network.drop_moments()
+        return
+    if not network.moments():
+        network.make_moments()
+    restore_into(network.moments(), saved)
 
 
 def _tensors(

@@ -211,7 +211,7 @@ def test_what_vllm_cannot_do_is_said_at_once(tokenizer: PreTrainedTokenizerBase)
     with pytest.raises(UsageError, match="heads are 16 wide"):
         VllmEngine(config, tokenizer, SAMPLING, options)
     long = VllmOptions("float32", 5000, 64, 0.1, in_place=False)
-    with pytest.raises(UsageError, match="5000 tokens, the model goes up to 4096"):
+    with pytest.raises(UsageError, match="5000 tokens, the model at most 4096"):
         VllmEngine(config, tokenizer, SAMPLING, long)
     shared = VllmOptions("float32", 256, 64, 0.1, in_place=False, tensor_parallel=3)
     with pytest.raises(UsageError, match="3 workers cannot share the model's 8 attention heads"):

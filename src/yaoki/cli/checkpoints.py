@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from yaoki.cli.options import JsonOption, RunArgument
+from yaoki.cli.render import as_json as json_of
 from yaoki.cli.render import describe_checkpoint, describe_checkpoints, describe_diff, describe_pruning
 from yaoki.errors import CorruptCheckpointError
 from yaoki.runs.directory import RunDirectory
@@ -73,7 +74,7 @@ def diff(
     left = require_checkpoint(RunDirectory(run), before)
     right = require_checkpoint(RunDirectory(other or run), after)
     found = diff_checkpoints(left, right)
-    print(json.dumps(found, indent=2) if as_json else describe_diff(found))
+    print(json_of(found) if as_json else describe_diff(found))
 
 
 def prune(

@@ -1,10 +1,15 @@
 """What the commands print, as text made from plain values. Knows nothing of how they were found."""
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from yaoki.commands.prove import UNBROKEN, Proof
 from yaoki.runs.directory import RunDirectory
+
+if TYPE_CHECKING:  # it needs torch
+    from yaoki.checkpoint.io.diff import PartDiff
 
 _NUM_SHOWN = 5
 """Checkpoints in a status."""
@@ -185,6 +190,12 @@ def describe_proof(proof: Proof) -> str:
 _NUM_SHOWN_KEYS = 12
 
 
+def as_json(report: Any) -> str:
+    """A dataclass, or a list of them, as indented JSON."""
+    plain = [asdict(each) for each in report] if isinstance(report, list) else asdict(report)
+    return json.dumps(plain, indent=2, default=str)  # a path is the only value that JSON lacks
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns side by side, two spaces apart; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -221,13 +232,13 @@ def describe_pruning(found: Sequence[dict[str, Any]], *, dry_run: bool) -> str:
     return table(lines) if lines else "no checkpoints yet"
 
 
-def describe_diff(found: Sequence[dict[str, Any]]) -> str:
-    """A line for each part; below it what changed in its JSON, key by key."""
+def describe_diff(found: "Sequence[PartDiff]") -> str:
+    """A line for each part; below it the values in its JSON that differ."""
     lines = []
-    for entry in found:
-        lines.append(f"{entry['part']:<20}  {_part(entry)}")
-        changes = [] if "only_in" in entry else entry["json"]
-        lines += [f"  {c['key']}: {c['before']} -> {c['after']}" for c in changes[:_NUM_SHOWN_KEYS]]
+    for part in found:
+        lines.append(f"{part.part:<20}  {_part(part)}")
+        changes = [] if part.only_in else part.json
+        lines += [f"  {c.key}: {c.before} -> {c.after}" for c in changes[:_NUM_SHOWN_KEYS]]
         if len(changes) > _NUM_SHOWN_KEYS:
             lines.append(f"  and {len(changes) - _NUM_SHOWN_KEYS} more keys")
     return "\n".join(lines)
@@ -270,24 +281,22 @@ def _pins(entry: dict[str, Any]) -> str:
     return ", ".join(entry.get("pins", ()))
 
 
-def _part(entry: dict[str, Any]) -> str:
-    if "only_in" in entry:
-        return f"only in the checkpoint {entry['only_in']}"
-    if entry["equal"]:
+def _part(part: "PartDiff") -> str:
+    if part.only_in:
+        return f"only in the checkpoint {part.only_in}"
+    if part.equal:
         return "equal"
-    tensors = entry["tensors"]
-    found = []
-    if entry["json"]:
-        found.append("1 key differs" if len(entry["json"]) == 1 else f"{len(entry['json'])} keys differ")
-    if tensors["num_different"]:
-        num_common = tensors["num_different"] + tensors["num_equal"]
+    tensors, found = part.tensors, []
+    if part.json:
+        found.append("1 key differs" if len(part.json) == 1 else f"{len(part.json)} keys differ")
+    if tensors.num_different:
         found.append(
-            f"{tensors['num_different']} of {num_common} tensors differ, "
-            f"by {_number(tensors['max_abs_difference'])} at most, "
-            f"relative norm {_number(tensors['relative_norm'])}"
+            f"{tensors.num_different} of {tensors.num_different + tensors.num_equal} tensors differ, "
+            f"by {_number(tensors.max_abs_difference)} at most, "
+            f"relative norm {_number(tensors.relative_norm)}"
         )
-    for side in ("before", "after"):
-        if number := tensors[f"num_only_{side}"]:
+    for side, number in (("before", tensors.num_only_before), ("after", tensors.num_only_after)):
+        if number:
             found.append(f"{number} tensors only in the checkpoint {side}")
     return "; ".join(found)
 

@@ -11,7 +11,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from tests.support.ranks import on_ranks
 from tests.support.snapshots import INFO
-from yaoki.checkpoint.io.diff import JsonChange, PartDiff, TensorDiff, diff_checkpoints
+from yaoki.checkpoint.differences import JsonChange, PartDiff, TensorDiff
+from yaoki.checkpoint.io.diff import diff_checkpoints
 from yaoki.checkpoint.io.reader import load
 from yaoki.checkpoint.io.snapshot import PartState, Snapshot
 from yaoki.checkpoint.io.store import CheckpointStore

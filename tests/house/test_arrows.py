@@ -40,8 +40,8 @@ ROOMS = {
         *("runs", "train"),
     },
     "launch": {"errors", "ranks"},
-    "cli": {"errors", "config", "journal", "mirror", "runs", "train", "commands", "launch", "checkpoint/io"}
-    | {"__init__"},
+    "cli": {"errors", "config", "journal", "mirror", "runs", "train", "commands", "launch"}
+    | {"checkpoint", "checkpoint/io", "__init__"},
     "__main__": {"cli"},
     "__init__": set(),
 }

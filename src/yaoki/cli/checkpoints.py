@@ -34,7 +34,7 @@ def list_all(run: RunArgument, as_json: JsonOption = False) -> None:
     directory = RunDirectory(run)
     directory.require_run()
     found = list_checkpoints(directory, read_metrics(directory.metrics_path))
-    print(json.dumps(found, indent=2) if as_json else describe_checkpoints(found))
+    print(json_of(found) if as_json else describe_checkpoints(found))
 
 
 def verify(
@@ -51,8 +51,8 @@ def verify(
         if not as_json:
             print(describe_checkpoint(entry), flush=True)
     if as_json:
-        print(json.dumps(found, indent=2))
-    damaged = [entry["name"] for entry in found if entry["problem"] is not None]
+        print(json_of(found))
+    damaged = [entry.name for entry in found if entry.problem is not None]
     if damaged:
         raise CorruptCheckpointError(
             f"{len(damaged)} of {len(found)} checkpoints cannot be used: {', '.join(damaged)}",
@@ -69,10 +69,10 @@ def diff(
 ) -> None:
     """What changed from checkpoint A to checkpoint B, part by part, and by how much."""
     from yaoki.checkpoint.io.diff import diff_checkpoints
-    from yaoki.commands.checkpoints import require_checkpoint
+    from yaoki.commands.checkpoints import checkpoint_path
 
-    left = require_checkpoint(RunDirectory(run), before)
-    right = require_checkpoint(RunDirectory(other or run), after)
+    left = checkpoint_path(RunDirectory(run), before)
+    right = checkpoint_path(RunDirectory(other or run), after)
     found = diff_checkpoints(left, right)
     print(json_of(found) if as_json else describe_diff(found))
 
@@ -105,7 +105,7 @@ def prune(
     )
     rows = read_metrics(directory.metrics_path)
     found = prune_checkpoints(directory, policy, dry_run=dry_run, rows=rows)
-    print(json.dumps(found, indent=2) if as_json else describe_pruning(found, dry_run=dry_run))
+    print(json_of(found) if as_json else describe_pruning(found, dry_run=dry_run))
 
 
 def pin(run: RunArgument, name: PinName, step: Step, as_json: JsonOption = False) -> None:

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from yaoki.checkpoint.differences import PartDiff
+from yaoki.commands.checkpoints import CheckpointInfo, PruneDecision, UnusableCheckpoint, VerifiedCheckpoint
 from yaoki.commands.prove import UNBROKEN, Proof
 from yaoki.runs.directory import RunDirectory
-
-if TYPE_CHECKING:  # it needs torch
-    from yaoki.checkpoint.io.diff import PartDiff
 
 _NUM_SHOWN = 5
 """Checkpoints in a status."""
@@ -204,35 +203,34 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def describe_checkpoints(found: Sequence[dict[str, Any]]) -> str:
-    """A line for each, and what is wrong with it."""
+def describe_checkpoints(found: Sequence[CheckpointInfo | UnusableCheckpoint]) -> str:
+    """A line for each checkpoint."""
     heading = ("name", "state", "size", "age", "attempt", "parent", "accuracy", "parts", "pinned as")
     if not found:
         return "no checkpoints yet"
     return table([heading, *(_checkpoint_row(entry) for entry in found)])
 
 
-def describe_checkpoint(entry: dict[str, Any]) -> str:
-    """One that was read in full."""
-    problem = entry["problem"]
-    return f"{entry['name']}  " + (f"ok, {size(entry['size_bytes'])} read" if problem is None else problem)
+def describe_checkpoint(found: VerifiedCheckpoint) -> str:
+    """The outcome of a verification."""
+    return f"{found.name}  {found.problem or f'ok, {size(found.size_bytes or 0)} read'}"
 
 
-def describe_pruning(found: Sequence[dict[str, Any]], *, dry_run: bool) -> str:
-    """What stays, what goes, and why."""
+def describe_pruning(found: Sequence[PruneDecision], *, dry_run: bool) -> str:
+    """A line for each checkpoint: whether it stays, and why."""
     words = {False: "removed", True: "would go"}
     lines = [
         (
-            entry["name"],
-            "stays" if entry["stays"] else words[dry_run],
-            "; ".join(entry["reasons"]) or "no rule keeps it",
+            decision.name,
+            "stays" if decision.stays else words[dry_run],
+            "; ".join(decision.reasons) or "no rule keeps it",
         )
-        for entry in found
+        for decision in found
     ]
     return table(lines) if lines else "no checkpoints yet"
 
 
-def describe_diff(found: "Sequence[PartDiff]") -> str:
+def describe_diff(found: Sequence[PartDiff]) -> str:
     """A line for each part; below it the values in its JSON that differ."""
     lines = []
     for part in found:
@@ -260,28 +258,24 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _checkpoint_row(entry: dict[str, Any]) -> tuple[str, ...]:
-    if "size_bytes" not in entry:
-        return (entry["name"], entry["state"], *[""] * 5, entry.get("problem", ""), _pins(entry))
-    accuracy = entry["held_out_accuracy"]
+def _checkpoint_row(found: CheckpointInfo | UnusableCheckpoint) -> tuple[str, ...]:
+    pins = ", ".join(found.pins)
+    if isinstance(found, UnusableCheckpoint):
+        return (found.name, found.state, *[""] * 5, found.problem, pins)
     return (
-        entry["name"],
-        entry["state"],
-        size(entry["size_bytes"]),
-        duration(entry["age_s"]),
-        str(entry["attempt"]),
-        entry["parent"] or "-",
-        "-" if accuracy is None else f"{accuracy:.3f}",
-        str(len(entry["parts"])),
-        _pins(entry),
+        found.name,
+        found.state,
+        size(found.size_bytes),
+        duration(found.age_s),
+        str(found.attempt),
+        found.parent or "-",
+        "-" if found.held_out_accuracy is None else f"{found.held_out_accuracy:.3f}",
+        str(len(found.parts)),
+        pins,
     )
 
 
-def _pins(entry: dict[str, Any]) -> str:
-    return ", ".join(entry.get("pins", ()))
-
-
-def _part(part: "PartDiff") -> str:
+def _part(part: PartDiff) -> str:
     if part.only_in:
         return f"only in the checkpoint {part.only_in}"
     if part.equal:

@@ -39,7 +39,7 @@ def run_status(directory: RunDirectory, *, read_all: bool = False) -> dict[str, 
         "held_out_accuracy": accuracies[max(accuracies)] if accuracies else None,
         "train_seconds": rows[-1]["timing"]["train_s"] if rows else 0.0,
         "attempts": _attempts(directory, rows, holder),
-        "checkpoints": list_checkpoints(directory, rows),
+        "checkpoints": [asdict(checkpoint) for checkpoint in list_checkpoints(directory, rows)],
         "journal": asdict(journal_summary(directory.rollouts)),
         "resume": _resume(directory, read_all),
     }

@@ -6,13 +6,13 @@ gathered from its shards, so the memory needed is that of one part of each check
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from yaoki.checkpoint.differences import JsonChange, PartDiff, TensorDiff
 from yaoki.checkpoint.io.reader import load, read_state
 from yaoki.checkpoint.layout import STATE
 from yaoki.checkpoint.manifest import Scope
@@ -24,47 +24,6 @@ _NUM_SHOWN_VALUES = 8
 
 TensorKey = tuple[int, str]
 """The rank, which is 0 unless each rank has a part of its own, and the name."""
-
-
-@dataclass(frozen=True, slots=True)
-class JsonChange:
-    """A value in the JSON of a part that differs."""
-
-    key: str
-    """The path to it, with dots; below `rank N` in a part of which each rank has its own."""
-    before: JSON
-    """None if there is none; a long list as its length."""
-    after: JSON
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDiff:
-    """How the tensors of a part differ. Tied tensors count once."""
-
-    num_equal: int
-    """Equal bits: -0.0 is not 0.0, and a NaN is itself."""
-    num_different: int
-    num_only_before: int
-    num_only_after: int
-    max_abs_difference: float | None
-    """Over the tensors that both have in one shape and dtype, scalars aside; None if it is not finite."""
-    relative_norm: float | None
-    """|after - before| / |before| over the same tensors; None if it is not finite."""
-
-    @property
-    def is_equal(self) -> bool:
-        return not (self.num_different or self.num_only_before or self.num_only_after)
-
-
-@dataclass(frozen=True, slots=True)
-class PartDiff:
-    """How a part differs."""
-
-    part: str
-    equal: bool
-    only_in: Literal["before", "after"] | None
-    json: list[JsonChange]
-    tensors: TensorDiff
 
 
 def diff_checkpoints(before: Path, after: Path) -> list[PartDiff]:

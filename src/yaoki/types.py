@@ -7,9 +7,12 @@ record of what was sampled; text is only for eyes and verifiers and is never tok
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+
+Poll = Callable[[], None]
+"""Called regularly during long work; raises StopRequested when the run was asked to stop."""
 
 
 @dataclass(frozen=True, slots=True)

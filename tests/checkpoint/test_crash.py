@@ -62,7 +62,7 @@ def assert_nothing_is_lost(directory: Path, num_acknowledged: int) -> None:
     for candidate in Catalog(directory).candidates():
         if candidate.kind is not Kind.UNFINISHED:
             verify(candidate.path)  # nothing half written or half removed bears a checkpoint's name
-    choice = Catalog(directory).choose_or_raise()
+    choice = Catalog(directory).choose()
     assert all(refusal.path.suffix == ".tmp" for refusal in choice.refusals)
     if choice.checkpoint is None:
         assert num_acknowledged == 0
@@ -115,9 +115,9 @@ def test_killed_at_random_instants_and_resumed_until_done(tmp_path: Path, seed: 
 
     directory = tmp_path / "checkpoints"
     for _ in range(4):
-        before = Catalog(directory).choose_or_raise().checkpoint
+        before = Catalog(directory).choose().checkpoint
         num_acknowledged, _ = run_in_child(directory, lambda: None, kill_soon)
-        choice = Catalog(directory).choose_or_raise()
+        choice = Catalog(directory).choose()
         assert choice.checkpoint is not None or (before is None and num_acknowledged == 0)
         if num_acknowledged and before is None:
             assert_nothing_is_lost(directory, num_acknowledged)

@@ -41,7 +41,7 @@ def assert_falls_back(run: Path, file: str, *reasons: str) -> None:
     with pytest.raises(CorruptCheckpointError) as caught:
         verify(run / "step-00000002")
     assert caught.value.message.startswith(f"{run}/step-00000002/{file}: ")
-    choice = Catalog(run).choose_or_raise()
+    choice = Catalog(run).choose()
     assert [refusal.path.name for refusal in choice.refusals] == ["step-00000002"]
     assert choice.refusals[0].reason.startswith(f"{file}: ")
     assert any(reason in choice.refusals[0].reason for reason in reasons)
@@ -165,7 +165,7 @@ def test_if_none_is_left_every_reason_is_told_and_the_exit_code_is_4(run: Path) 
     (run / "step-00000004").touch()
     (run / "step-00000005.tmp").mkdir()
     with pytest.raises(CorruptCheckpointError) as caught:
-        Catalog(run).choose_or_raise()
+        Catalog(run).choose()
     assert caught.value.exit_code == 4
     assert caught.value.hint
     assert caught.value.message.splitlines()[1:] == [
@@ -184,7 +184,7 @@ def test_a_directory_of_another_name_is_no_checkpoint(run: Path, name: str) -> N
     (run / "step-00000002").rename(run / name)
     with pytest.raises(CorruptCheckpointError, match="not the name of a committed checkpoint"):
         verify(run / name)
-    choice = Catalog(run).choose_or_raise()
+    choice = Catalog(run).choose()
     assert choice.checkpoint is not None
     assert choice.checkpoint.manifest.step == 1
 

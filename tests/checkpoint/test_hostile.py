@@ -312,7 +312,7 @@ def test_odd_things_among_the_checkpoints_are_passed_over(path: Path) -> None:
     os.mkdir(os.fsencode(directory) + b"/step-\xff")
     (directory / "step-00000005").mkdir()
     os.mkfifo(directory / "step-00000005" / "manifest.json")
-    choice = Catalog(directory).choose_or_raise()
+    choice = Catalog(directory).choose()
     assert choice.checkpoint is not None
     assert choice.checkpoint.path == path
     assert len(choice.refusals) == 4
@@ -331,7 +331,7 @@ def test_what_only_looks_like_a_leftover_is_named_if_it_is_in_the_way(
     except YaokiError as error:
         said = error.message
     assert name in said
-    assert Catalog(path.parent).choose_or_raise().checkpoint is not None
+    assert Catalog(path.parent).choose().checkpoint is not None
 
 
 @pytest.mark.parametrize("name", ["step-00000002.tmp", "step-00000002.trash"])

@@ -44,16 +44,16 @@ def damage(path: Path) -> None:
 
 
 def chosen_step(store: Catalog) -> int | None:
-    checkpoint = Catalog(store.directory).choose_or_raise().checkpoint
+    checkpoint = Catalog(store.directory).choose().checkpoint
     return None if checkpoint is None else checkpoint.manifest.step
 
 
 def test_no_directory_and_nothing_committed_mean_a_fresh_start(store: CheckpointStore) -> None:
-    assert store.choose_or_raise().checkpoint is None
+    assert store.choose().checkpoint is None
     assert store.candidates() == []
     assert store.prune(Policy(keep_last=1)) == []
     (store.directory / "step-00000001.tmp").mkdir(parents=True)
-    choice = store.choose_or_raise()
+    choice = store.choose()
     assert choice.checkpoint is None
     assert "unfinished" in str(choice.refusals[0])
 
@@ -62,7 +62,7 @@ def test_a_directory_that_cannot_be_listed_is_no_fresh_start(store: CheckpointSt
     store.directory.parent.mkdir(parents=True)
     store.directory.write_text("not a directory")
     with pytest.raises(YaokiError, match=r"cannot list .*: Not a directory"):
-        store.choose_or_raise()
+        store.choose()
 
 
 def test_candidates_come_newest_first_with_what_they_are(store: CheckpointStore) -> None:
@@ -101,7 +101,7 @@ def test_saving_a_step_again_moves_the_old_one_aside(store: CheckpointStore) -> 
         content(small_snapshot(step).parts) for step in (1, 5)
     ]
     shutil.rmtree(path)  # as if a crash had come between the two renames
-    assert Catalog(store.directory).choose_or_raise().checkpoint.path == replaced[1]  # type: ignore[union-attr]
+    assert Catalog(store.directory).choose().checkpoint.path == replaced[1]  # type: ignore[union-attr]
 
 
 def test_a_corrupt_one_of_the_same_step_is_moved_aside_too(store: CheckpointStore) -> None:
@@ -140,7 +140,7 @@ def test_prune_in_a_new_process_does_not_count_corrupt_ones(store: CheckpointSto
 def test_choosing_notices_damage_to_what_was_verified_before(store: CheckpointStore) -> None:
     save(store, 1, 2)
     damage(store.directory / "step-00000002")
-    choice = store.choose_or_raise()
+    choice = store.choose()
     assert choice.checkpoint is not None
     assert choice.checkpoint.manifest.step == 1
     assert store.prune(Policy(keep_last=1)) == []

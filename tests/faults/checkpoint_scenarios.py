@@ -33,7 +33,7 @@ def newest(directory: Path) -> tuple[int, int] | None:
     for candidate in Catalog(directory).candidates():
         if candidate.kind is not Kind.UNFINISHED:
             verify(candidate.path)
-    chosen = Catalog(directory).choose_or_raise().checkpoint
+    chosen = Catalog(directory).choose().checkpoint
     if chosen is None:
         return None
     step = chosen.manifest.step
@@ -47,7 +47,7 @@ def newest(directory: Path) -> tuple[int, int] | None:
 def go_on_until(root: Path, last_step: int, policy: Policy) -> None:
     """Resume from the newest checkpoint; save and prune at each step until the last."""
     store = CheckpointStore(root / "checkpoints")
-    chosen = store.choose_or_raise().checkpoint
+    chosen = store.choose().checkpoint
     for step in range(chosen.manifest.step if chosen else 0, last_step):
         save(store, step + 1)
         store.prune(policy)
@@ -120,7 +120,7 @@ class SaveUnchanged:
         acknowledge("step 2")
 
     def check(self, root: Path, acknowledged: list[str]) -> str:
-        chosen = Catalog(root / "checkpoints").choose_or_raise().checkpoint
+        chosen = Catalog(root / "checkpoints").choose().checkpoint
         assert chosen is not None
         step = chosen.manifest.step
         assert content(load(chosen.path).parts) == content(with_reference(step).parts)
@@ -135,7 +135,7 @@ class SaveUnchanged:
         return tree(root)
 
     def _save(self, root: Path, step: int) -> None:
-        chosen = Catalog(root / "checkpoints").choose_or_raise().checkpoint
+        chosen = Catalog(root / "checkpoints").choose().checkpoint
         store = CheckpointStore(root / "checkpoints", chosen)
         store.save(with_reference(step), step=step, info=INFO)
 

@@ -214,7 +214,7 @@ class StepEnd:
     def _until(self, root: Path, acknowledge: Acknowledge, last_step: int) -> None:
         """Resume, replay, go on: what the trainer does, without a model."""
         store = CheckpointStore(root / "checkpoints")
-        chosen = store.choose_or_raise().checkpoint
+        chosen = store.choose().checkpoint
         assert chosen is not None
         first = chosen.manifest.step + 1
         log = open_log(root, attempt=2)

@@ -97,7 +97,7 @@ def test_checkpoints_are_chosen_and_pruned_by_step_never_by_time(
         monkeypatch.setattr(time, "time", lambda now_s=now_s: now_s)
         path = store.save(small_snapshot(step), step=step, info=INFO).path
         os.utime(path, (now_s + 10_000, now_s + 10_000))
-    chosen = Catalog(tmp_path).choose_or_raise().checkpoint
+    chosen = Catalog(tmp_path).choose().checkpoint
     assert chosen is not None
     assert chosen.manifest.step == 4
     removed = Catalog(tmp_path).prune(Policy(keep_last=2))

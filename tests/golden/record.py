@@ -27,7 +27,7 @@ def golden_rows(path: Path) -> list[dict[str, Any]]:
 
 def environment_of(path: Path) -> dict[str, Any]:
     """What the bits depend on, as the run's newest checkpoint says."""
-    checkpoint = Catalog(path / "checkpoints").newest_valid().checkpoint
+    checkpoint = Catalog(path / "checkpoints").choose().checkpoint
     assert checkpoint is not None
     return dict(checkpoint.manifest.environment)
 

@@ -21,8 +21,8 @@ ROOMS = {
     "rewards": {"errors", "types"},
     "rl": {"errors", "seeding", "types"},
     "models": {"errors", "seeding"},
-    "checkpoint": {"errors", "fs", "strict_json", "thread"},
-    "checkpoint/io": {"errors", "fs", "strict_json", "thread", "checkpoint", "ranks", "config"},
+    "checkpoint": {"errors", "fs", "strict_json", "thread", "types"},
+    "checkpoint/io": {"errors", "fs", "strict_json", "thread", "types", "checkpoint", "ranks", "config"},
     "journal": {"errors", "fs", "types"},
     "mirror": {"errors", "fs", "thread", "checkpoint", "journal"},
     "rollout": {"errors", "seeding", "types", "ranks"},
@@ -40,8 +40,8 @@ ROOMS = {
         *("checkpoint", "checkpoint/io", "journal", "runs", "train"),
     },
     "launch": {"errors", "ranks"},
-    "cli": {"errors", "config", "journal", "mirror", "runs", "train", "commands", "launch", "checkpoint/io"}
-    | {"__init__"},
+    "cli": {"errors", "config", "journal", "mirror", "runs", "train", "commands", "launch"}
+    | {"checkpoint", "checkpoint/io", "__init__"},
     "__main__": {"cli"},
     "__init__": set(),
 }

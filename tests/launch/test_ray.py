@@ -118,7 +118,7 @@ def test_a_lost_node_leaves_fewer_workers(
     assert "ray: starting again with 1 worker\n" in done.said
     assert "elastic" in done.said
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(1, STEPS + 1))
-    saved = Catalog(run / "checkpoints").newest_valid().checkpoint
+    saved = Catalog(run / "checkpoints").choose().checkpoint
     assert saved is not None
     assert saved.manifest.world_size == 1
 

@@ -120,7 +120,7 @@ def test_checkpoints_that_are_gone_are_no_fresh_start(unfinished: Path) -> None:
     shutil.rmtree(unfinished / "checkpoints")
     rows = (unfinished / "metrics.jsonl").read_bytes()
 
-    with pytest.raises(CorruptCheckpointError, match="there is none any more") as caught:
+    with pytest.raises(CorruptCheckpointError, match="no checkpoint that can be used") as caught:
         train_here(unfinished, config_of())
 
     assert caught.value.exit_code == 4

@@ -23,8 +23,11 @@ from yaoki.checkpoint.manifest import Manifest
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Decision, Entry, Policy, Standing, decide
 from yaoki.checkpoint.verify import check_sizes, read_manifest, verify
-from yaoki.errors import CorruptCheckpointError, YaokiError
+from yaoki.errors import CorruptCheckpointError, NothingThereError, YaokiError
 from yaoki.fs import _link_or_copy
+
+_NUM_SHOWN = 20
+"""Steps in a hint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +83,26 @@ class Catalog:
         found = [candidate for path in paths if (candidate := parse_directory(path)) is not None]
         return sorted(found, key=_preference)
 
-    def newest_valid(self, *, read_all: bool = True, refused: Sequence[Refusal] = ()) -> Choice:
-        """Verify from the newest on and stop at the first that is whole.
+    def choose(
+        self, *, read_all: bool = True, refused: Sequence[Refusal] = (), was_saved: bool = False
+    ) -> Choice:
+        """The checkpoint to resume from: the newest valid one. None in it: none was committed yet.
 
         Args:
-            read_all: False believes the files when manifest and sizes are right: for a quick look, or where
+            read_all: False takes the first whose manifest and file sizes are right: for a quick look, or if
                 all of it is verified when it is restored.
-            refused: found to be of no use already; passed over for the same reasons.
+            refused: known to be unusable; passed over for the same reasons.
+            was_saved: a checkpoint was committed here at some time, so there must be one.
 
         Raises:
+            CorruptCheckpointError: some were committed, but none can be used; lists every reason.
             YaokiError: the directory exists but cannot be listed.
         """
         check: Callable[[Path], Manifest] = self._verify if read_all else check_sizes
         refusals: list[Refusal] = []
         known = {refusal.path: refusal for refusal in refused}
         for candidate in self.candidates():
+            was_saved |= candidate.kind is not Kind.UNFINISHED
             if candidate.path in known:
                 refusals.append(known[candidate.path])
                 continue
@@ -107,28 +115,35 @@ class Catalog:
                 refusals.append(Refusal(candidate.path, error.below(candidate.path)))
             else:
                 return Choice(ValidCheckpoint(candidate.path, manifest), tuple(refusals))
-        return Choice(None, tuple(refusals))
-
-    def choose_or_raise(self, *, read_all: bool = True, refused: Sequence[Refusal] = ()) -> Choice:
-        """The checkpoint to resume from; none in it means that none was ever committed: start fresh.
-
-        See `newest_valid` for the arguments.
-
-        Raises:
-            CorruptCheckpointError: some were committed, but none is whole; lists every reason.
-            YaokiError: the directory exists but cannot be listed.
-        """
-        choice = self.newest_valid(read_all=read_all, refused=refused)
-        committed = [candidate for candidate in self.candidates() if candidate.kind is not Kind.UNFINISHED]
-        if choice.checkpoint is None and committed:
-            reasons = "\n".join(f"  {refusal}" for refusal in choice.refusals)
+        if was_saved:
             raise CorruptCheckpointError(
-                f"{self.directory} holds checkpoints, but none that can be used:\n{reasons}",
+                f"{self.directory} holds no checkpoint that can be used, though some were saved"
+                + "".join(f"\n  {refusal}" for refusal in refusals),
                 hint="put one of them back from a copy; or let `yaoki restore RUN --at STEP` make it again, "
                 "if the journal was kept; or, to start again from step 0 and lose this run's training, move "
-                "the directory away",
+                f"{self.directory.parent} away",
             )
-        return choice
+        return Choice(None, tuple(refusals))
+
+    def at(self, step: int) -> Path:
+        """The committed checkpoint of a step, going by its name only.
+
+        Raises:
+            NothingThereError: there is none.
+        """
+        path = self.directory / directory_name(step)
+        if not path.is_dir():
+            raise self.none_at(step)
+        return path
+
+    def none_at(self, step: int) -> NothingThereError:
+        """The error that there is no checkpoint of a step; its hint lists the steps that there are."""
+        steps = sorted({c.step for c in self.candidates() if c.kind is not Kind.UNFINISHED})
+        shown = ", ".join(map(str, steps[-_NUM_SHOWN:])) or "none"
+        which = "there are those" if len(steps) <= _NUM_SHOWN else "the newest are those"
+        return NothingThereError(
+            f"{self.directory} has no checkpoint of step {step}", hint=f"{which} of steps {shown}"
+        )
 
     def decide(
         self, policy: Policy, metrics: Mapping[int, float] | None = None

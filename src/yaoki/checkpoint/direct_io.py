@@ -24,6 +24,7 @@ from yaoki import fs
 from yaoki.checkpoint.chunks import ChunkDigester
 from yaoki.checkpoint.manifest import FileEntry
 from yaoki.thread import SerialThread
+from yaoki.types import Poll
 
 BLOCK_BYTES = 8 << 20
 """Large, because for each block the disk's thread must get hold of the interpreter, which may be busy."""
@@ -104,7 +105,7 @@ class DiskWriter:
     Once something has failed, everything after it fails with the same error.
     """
 
-    def __init__(self, blocks: Sequence[memoryview], poll: Callable[[], None]) -> None:
+    def __init__(self, blocks: Sequence[memoryview], poll: Poll | None = None) -> None:
         """`poll` is called between blocks; what it raises ends the writing."""
         self._blocks: deque[tuple[memoryview, Future[None] | None]] = deque((block, None) for block in blocks)
         self._poll = poll
@@ -137,7 +138,8 @@ class DiskWriter:
 
     def take_block(self) -> memoryview:
         """A block that may be filled; waits until its last bytes are on the disk."""
-        self._poll()
+        if self._poll is not None:
+            self._poll()
         block, written = self._blocks.popleft()
         if written is not None:
             written.result()

@@ -14,6 +14,7 @@ from yaoki.checkpoint.direct_io import new_blocks, reading
 from yaoki.checkpoint.layout import MANIFEST, Kind, parse_directory, plain_child
 from yaoki.checkpoint.manifest import FileEntry, Manifest, parse_manifest
 from yaoki.errors import CorruptCheckpointError
+from yaoki.types import Poll
 
 
 def verify(directory: Path) -> Manifest:
@@ -24,7 +25,7 @@ def verify(directory: Path) -> Manifest:
             size or digest, unreadable; or the directory is not what its name says.
     """
     manifest = check_sizes(directory)
-    _check_digests(directory, manifest.files, new_blocks(), _never_stop)
+    _check_digests(directory, manifest.files, new_blocks())
     return manifest
 
 
@@ -64,7 +65,7 @@ def read_back(
     manifest: bytes,
     files: Sequence[FileEntry],
     blocks: Sequence[memoryview],
-    poll: Callable[[], None],
+    poll: Poll | None = None,
 ) -> None:
     """Read, from the disk, a checkpoint that was just written.
 
@@ -83,14 +84,14 @@ def read_back(
 
 
 def _check_digests(
-    directory: Path, files: Sequence[FileEntry], blocks: Sequence[memoryview], poll: Callable[[], None]
+    directory: Path, files: Sequence[FileEntry], blocks: Sequence[memoryview], poll: Poll | None = None
 ) -> None:
+    def take(*_: object) -> None:
+        if poll is not None:
+            poll()
+
     for file in files:
-        read_checked(plain_child(directory, file.name), file, blocks, lambda *_: poll())
-
-
-def _never_stop() -> None:
-    """Somebody waits for the verdict."""
+        read_checked(plain_child(directory, file.name), file, blocks, take)
 
 
 _MAX_BYTES_IN_MEMORY = 256 << 20

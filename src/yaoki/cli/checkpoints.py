@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from yaoki.cli.options import JsonOption, RunArgument
-from yaoki.cli.render import describe_checkpoint, describe_checkpoints, describe_diff, describe_pruning
+from yaoki.cli.render import (
+    describe_checkpoint,
+    describe_checkpoints,
+    describe_diff,
+    describe_pruning,
+    json_text,
+)
 from yaoki.errors import CorruptCheckpointError
 from yaoki.runs.directory import RunDirectory
 
@@ -33,7 +39,7 @@ def list_all(run: RunArgument, as_json: JsonOption = False) -> None:
     directory = RunDirectory(run)
     directory.require_run()
     found = list_checkpoints(directory, read_rows(directory.metrics_path))
-    print(json.dumps(found, indent=2) if as_json else describe_checkpoints(found))
+    print(json_text(found) if as_json else describe_checkpoints(found))
 
 
 def verify(
@@ -50,8 +56,8 @@ def verify(
         if not as_json:
             print(describe_checkpoint(entry), flush=True)
     if as_json:
-        print(json.dumps(found, indent=2))
-    damaged = [entry["name"] for entry in found if entry["problem"] is not None]
+        print(json_text(found))
+    damaged = [entry.name for entry in found if entry.problem is not None]
     if damaged:
         raise CorruptCheckpointError(
             f"{len(damaged)} of {len(found)} checkpoints cannot be used: {', '.join(damaged)}",
@@ -68,12 +74,12 @@ def diff(
 ) -> None:
     """What changed from checkpoint A to checkpoint B, part by part, and by how much."""
     from yaoki.checkpoint.io.diff import diff_checkpoints
-    from yaoki.commands.checkpoints import require_checkpoint
+    from yaoki.commands.checkpoints import checkpoint_path
 
-    left = require_checkpoint(RunDirectory(run), before)
-    right = require_checkpoint(RunDirectory(other or run), after)
+    left = checkpoint_path(RunDirectory(run), before)
+    right = checkpoint_path(RunDirectory(other or run), after)
     found = diff_checkpoints(left, right)
-    print(json.dumps(found, indent=2) if as_json else describe_diff(found))
+    print(json_text(found) if as_json else describe_diff(found))
 
 
 def prune(
@@ -104,7 +110,7 @@ def prune(
     )
     rows = read_rows(directory.metrics_path)
     found = prune_checkpoints(directory, policy, dry_run=dry_run, rows=rows)
-    print(json.dumps(found, indent=2) if as_json else describe_pruning(found, dry_run=dry_run))
+    print(json_text(found) if as_json else describe_pruning(found, dry_run=dry_run))
 
 
 def pin(run: RunArgument, name: PinName, step: Step, as_json: JsonOption = False) -> None:

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic_core import to_jsonable_python
+
+from yaoki.checkpoint.differences import PartDiff
+from yaoki.commands.checkpoints import CheckpointInfo, PruneDecision, UnusableCheckpoint, VerifiedCheckpoint
 
 _NUM_SHOWN_KEYS = 12
 
@@ -15,55 +17,54 @@ def json_text(report: object) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, two spaces apart; the first row is the heading."""
+    """Columns side by side, two spaces apart; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
-def describe_checkpoints(found: Sequence[dict[str, Any]]) -> str:
-    """A line for each, and what is wrong with it."""
+def describe_checkpoints(found: Sequence[CheckpointInfo | UnusableCheckpoint]) -> str:
+    """A line for each checkpoint."""
     heading = ("name", "state", "size", "age", "attempt", "parent", "accuracy", "parts", "pinned as")
     if not found:
         return "no checkpoints yet"
     return table([heading, *(_checkpoint_row(entry) for entry in found)])
 
 
-def describe_checkpoint(entry: dict[str, Any]) -> str:
-    """One that was read in full."""
-    problem = entry["problem"]
-    return f"{entry['name']}  " + (f"ok, {size(entry['size_bytes'])} read" if problem is None else problem)
+def describe_checkpoint(found: VerifiedCheckpoint) -> str:
+    """The outcome of a verification."""
+    return f"{found.name}  {found.problem or f'ok, {size(found.size_bytes or 0)} read'}"
 
 
-def describe_pruning(found: Sequence[dict[str, Any]], *, dry_run: bool) -> str:
-    """What stays, what goes, and why."""
+def describe_pruning(found: Sequence[PruneDecision], *, dry_run: bool) -> str:
+    """A line for each checkpoint: whether it stays, and why."""
     words = {False: "removed", True: "would go"}
     lines = [
         (
-            entry["name"],
-            "stays" if entry["stays"] else words[dry_run],
-            "; ".join(entry["reasons"]) or "no rule keeps it",
+            decision.name,
+            "stays" if decision.stays else words[dry_run],
+            "; ".join(decision.reasons) or "no rule keeps it",
         )
-        for entry in found
+        for decision in found
     ]
     return table(lines) if lines else "no checkpoints yet"
 
 
-def describe_diff(found: Sequence[dict[str, Any]]) -> str:
-    """A line for each part; below it what changed in its JSON, key by key."""
+def describe_diff(found: Sequence[PartDiff]) -> str:
+    """A line for each part; below it the values in its JSON that differ."""
     lines = []
-    for entry in found:
-        lines.append(f"{entry['part']:<20}  {_part(entry)}")
-        changes = [] if "only_in" in entry else entry["json"]
-        lines += [f"  {c['key']}: {c['before']} -> {c['after']}" for c in changes[:_NUM_SHOWN_KEYS]]
+    for part in found:
+        lines.append(f"{part.part:<20}  {_part(part)}")
+        changes = [] if part.only_in else part.json
+        lines += [f"  {c.key}: {c.before} -> {c.after}" for c in changes[:_NUM_SHOWN_KEYS]]
         if len(changes) > _NUM_SHOWN_KEYS:
             lines.append(f"  and {len(changes) - _NUM_SHOWN_KEYS} more keys")
     return "\n".join(lines)
 
 
 def size(num_bytes: int) -> str:
-    """Bytes in the largest unit in which they are at least 1."""
+    """Bytes in the largest unit of which there is one."""
     for unit, bytes_per_unit in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if num_bytes >= bytes_per_unit:
             return f"{num_bytes / bytes_per_unit:.1f} {unit}"
@@ -71,52 +72,46 @@ def size(num_bytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the largest unit in which they are at least 2."""
+    """Seconds in the largest unit of which there are two."""
     for unit, seconds_per_unit in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * seconds_per_unit:
             return f"{seconds / seconds_per_unit:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 
-def _checkpoint_row(entry: dict[str, Any]) -> tuple[str, ...]:
-    if "size_bytes" not in entry:
-        return (entry["name"], entry["state"], *[""] * 5, entry.get("problem", ""), _pins(entry))
-    accuracy = entry["held_out_accuracy"]
+def _checkpoint_row(found: CheckpointInfo | UnusableCheckpoint) -> tuple[str, ...]:
+    pins = ", ".join(found.pins)
+    if isinstance(found, UnusableCheckpoint):
+        return (found.name, found.state, *[""] * 5, found.problem, pins)
     return (
-        entry["name"],
-        entry["state"],
-        size(entry["size_bytes"]),
-        duration(entry["age_s"]),
-        str(entry["attempt"]),
-        entry["parent"] or "-",
-        "-" if accuracy is None else f"{accuracy:.3f}",
-        str(len(entry["parts"])),
-        _pins(entry),
+        found.name,
+        found.state,
+        size(found.size_bytes),
+        duration(found.age_s),
+        str(found.attempt),
+        found.parent or "-",
+        "-" if found.held_out_accuracy is None else f"{found.held_out_accuracy:.3f}",
+        str(len(found.parts)),
+        pins,
     )
 
 
-def _pins(entry: dict[str, Any]) -> str:
-    return ", ".join(entry.get("pins", ()))
-
-
-def _part(entry: dict[str, Any]) -> str:
-    if "only_in" in entry:
-        return f"only in the checkpoint {entry['only_in']}"
-    if entry["equal"]:
+def _part(part: PartDiff) -> str:
+    if part.only_in:
+        return f"only in the checkpoint {part.only_in}"
+    if part.equal:
         return "equal"
-    tensors = entry["tensors"]
-    found = []
-    if entry["json"]:
-        found.append("1 key differs" if len(entry["json"]) == 1 else f"{len(entry['json'])} keys differ")
-    if tensors["num_different"]:
-        num_common = tensors["num_different"] + tensors["num_equal"]
+    tensors, found = part.tensors, []
+    if part.json:
+        found.append("1 key differs" if len(part.json) == 1 else f"{len(part.json)} keys differ")
+    if tensors.num_different:
         found.append(
-            f"{tensors['num_different']} of {num_common} tensors differ, "
-            f"by {_number(tensors['max_abs_difference'])} at most, "
-            f"relative norm {_number(tensors['relative_norm'])}"
+            f"{tensors.num_different} of {tensors.num_different + tensors.num_equal} tensors differ, "
+            f"by {_number(tensors.max_abs_difference)} at most, "
+            f"relative norm {_number(tensors.relative_norm)}"
         )
-    for side in ("before", "after"):
-        if number := tensors[f"num_only_{side}"]:
+    for side, number in (("before", tensors.num_only_before), ("after", tensors.num_only_after)):
+        if number:
             found.append(f"{number} tensors only in the checkpoint {side}")
     return "; ".join(found)
 

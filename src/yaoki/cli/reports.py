@@ -1,9 +1,9 @@
 """The output of commands on runs. Imports pyarrow, so a command imports this module when it runs."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from yaoki.cli.render import duration, size, table
+from yaoki.commands.checkpoints import CheckpointInfo, UnusableCheckpoint
 from yaoki.commands.fork import Fork
 from yaoki.commands.mine import Mined
 from yaoki.commands.prove import UNBROKEN, Proof
@@ -122,13 +122,12 @@ def _attempt(attempt: AttemptReport) -> str:
     return f"{attempt.attempt}  {attempt.outcome}{reason}; {steps}{time}"
 
 
-def _checkpoint(checkpoint: dict[str, Any]) -> str:
-    if "size_bytes" not in checkpoint:
-        return f"{checkpoint['name']}  {checkpoint['state']}: {checkpoint['problem']}"
-    pins = f", pinned as {', '.join(checkpoint['pins'])}" if checkpoint["pins"] else ""
+def _checkpoint(found: CheckpointInfo | UnusableCheckpoint) -> str:
+    if isinstance(found, UnusableCheckpoint):
+        return f"{found.name}  {found.state}: {found.problem}"
+    pins = f", pinned as {', '.join(found.pins)}" if found.pins else ""
     return (
-        f"{checkpoint['name']}  {size(checkpoint['size_bytes'])}, attempt {checkpoint['attempt']}, "
-        f"{duration(checkpoint['age_s'])} old{pins}"
+        f"{found.name}  {size(found.size_bytes)}, attempt {found.attempt}, {duration(found.age_s)} old{pins}"
     )
 
 

@@ -1,18 +1,18 @@
-"""What can be said of a run's checkpoints without torch: list them, read them all, say which would go.
+"""`yaoki checkpoints list`, `verify`, `prune`, `pin` and `unpin`, without torch.
 
-Everything is plain JSON, newest first. A list reads the manifests only; `verify_checkpoints` reads all files.
+A list reads the manifests only; `verify_checkpoints` reads all files.
 """
 
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
 from yaoki.checkpoint.catalog import Catalog, ValidCheckpoint
-from yaoki.checkpoint.layout import STATE, UNFINISHED_REASON, Candidate, Kind, directory_name
+from yaoki.checkpoint.layout import STATE, UNFINISHED_REASON, Candidate, Kind
 from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.verify import read_manifest, verify
@@ -24,23 +24,100 @@ from yaoki.runs.directory import RunDirectory
 from yaoki.strict_json import FormatError, parse
 
 
-def list_checkpoints(directory: RunDirectory, rows: Sequence[StepRow]) -> list[dict[str, Any]]:
-    """Every checkpoint and beginning of one; `rows` are those of metrics.jsonl, for the accuracies."""
-    catalog = Catalog(directory.checkpoints)
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """A checkpoint as its manifest describes it; its other files were not read."""
+
+    name: str
+    step: int
+    state: str
+    """`committed`, or `replaced` if its step was saved again."""
+    size_bytes: int
+    created_unix_s: float
+    age_s: int
+    run_id: str
+    attempt: int
+    """The attempt that saved it."""
+    parent: str | None
+    """The checkpoint that this attempt started from."""
+    parts: tuple[str, ...]
+    held_out_accuracy: float | None
+    pins: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableCheckpoint:
+    """A directory among the checkpoints from which no run can resume."""
+
+    name: str
+    step: int
+    state: str
+    """`unfinished`, or `unreadable` if its manifest is missing or damaged."""
+    problem: str
+    pins: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedCheckpoint:
+    """The outcome of reading every byte of a checkpoint."""
+
+    name: str
+    step: int
+    state: str
+    problem: str | None
+    """The damaged file and what is wrong with it; None if nothing is."""
+    size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PruneDecision:
+    """What becomes of one checkpoint."""
+
+    name: str
+    step: int
+    standing: str
+    stays: bool
+    reasons: tuple[str, ...]
+    """Why it stays."""
+    removed: bool
+
+
+def list_checkpoints(
+    directory: RunDirectory, rows: Sequence[StepRow]
+) -> list[CheckpointInfo | UnusableCheckpoint]:
+    """Every checkpoint, newest first; the accuracies come from `rows`, those of metrics.jsonl."""
     pins = Pins(directory.checkpoints).by_step()
     accuracies = held_out_accuracies(rows, directory.final_accuracy())
-    now_s = time.time()
-    found = []
-    for candidate in catalog.candidates():
-        entry = _shown(candidate)
-        if candidate.kind is Kind.UNFINISHED:
-            entry["problem"] = UNFINISHED_REASON
-        else:
-            entry["held_out_accuracy"] = accuracies.get(candidate.step)
-            entry["pins"] = list(pins.get(candidate.step, ()))
-            entry |= _head(candidate, now_s)
-        found.append(entry)
-    return found
+    return [
+        _describe(candidate, accuracies.get(candidate.step), pins.get(candidate.step, ()))
+        for candidate in Catalog(directory.checkpoints).candidates()
+    ]
+
+
+def _describe(
+    candidate: Candidate, accuracy: float | None, pins: tuple[str, ...]
+) -> CheckpointInfo | UnusableCheckpoint:
+    name, step = candidate.path.name, candidate.step
+    if candidate.kind is Kind.UNFINISHED:
+        return UnusableCheckpoint(name, step, str(candidate.kind), UNFINISHED_REASON, ())
+    try:
+        manifest = read_manifest(candidate.path)
+    except CorruptCheckpointError as error:
+        return UnusableCheckpoint(name, step, "unreadable", error.below(candidate.path), pins)
+    return CheckpointInfo(
+        name=name,
+        step=step,
+        state=str(candidate.kind),
+        size_bytes=manifest.size_bytes,
+        created_unix_s=manifest.created_unix_s,
+        age_s=round(time.time() - manifest.created_unix_s),
+        run_id=manifest.run_id,
+        attempt=manifest.attempt,
+        parent=manifest.parent,
+        parts=tuple(part.name for part in manifest.parts),
+        held_out_accuracy=accuracy,
+        pins=pins,
+    )
 
 
 def rows_of(directory: RunDirectory, checkpoint: ValidCheckpoint) -> bytes:
@@ -67,55 +144,54 @@ def rows_of(directory: RunDirectory, checkpoint: ValidCheckpoint) -> bytes:
     return rows
 
 
-def verify_checkpoints(directory: RunDirectory, at: int | None = None) -> Iterator[dict[str, Any]]:
-    """Read every byte of every checkpoint, or of those of one step; `problem` is None for one that is whole.
+def verify_checkpoints(directory: RunDirectory, at: int | None = None) -> Iterator[VerifiedCheckpoint]:
+    """Read every byte of every checkpoint, or of those of one step, newest first.
 
-    NothingThereError where there is none to read.
+    NothingThereError if there is none to read.
     """
     directory.require_run()
+    catalog = Catalog(directory.checkpoints)
     candidates = [
         candidate
-        for candidate in Catalog(directory.checkpoints).candidates()
+        for candidate in catalog.candidates()
         if candidate.kind is not Kind.UNFINISHED and at in (None, candidate.step)
     ]
-    if at is not None and not candidates:
-        require_checkpoint(directory, at)
     if not candidates:
-        raise NothingThereError(
-            f"{directory.path} has no checkpoint yet", hint="train until the first one is saved"
-        )
+        raise _no_checkpoint(directory) if at is None else catalog.none_at(at)
     for candidate in candidates:
         problem, size_bytes = None, None
         try:
             size_bytes = verify(candidate.path).size_bytes
         except CorruptCheckpointError as error:
             problem = error.below(candidate.path)
-        yield {**_shown(candidate), "problem": problem, "size_bytes": size_bytes}
+        yield VerifiedCheckpoint(
+            candidate.path.name, candidate.step, str(candidate.kind), problem, size_bytes
+        )
 
 
 def prune_checkpoints(
     directory: RunDirectory, policy: Policy, *, dry_run: bool, rows: Sequence[StepRow]
-) -> list[dict[str, Any]]:
-    """What stays and what goes, and why; unless it is a dry run, what goes is gone on return.
+) -> list[PruneDecision]:
+    """Decide which checkpoints stay, newest first; unless it is a dry run, remove the others.
 
     Reads the newest checkpoints in full, until `policy.keep_last` of them are known to be whole.
-    RefusedError while the run is training: it removes checkpoints itself.
+    RefusedError while the run is training, which prunes by itself.
     """
     directory.require_run()
     accuracies = held_out_accuracies(rows, directory.final_accuracy())
     catalog = Catalog(directory.checkpoints)
     with contextlib.nullcontext() if dry_run else directory.lock():
         decisions = catalog.decide(policy, accuracies)
-        gone = [] if dry_run else catalog.prune(policy, metrics=accuracies)
+        removed = [] if dry_run else catalog.prune(policy, metrics=accuracies)
     return [
-        {
-            "name": path.name,
-            "step": decision.entry.step,
-            "standing": str(decision.entry.standing),
-            "stays": decision.stays,
-            "reasons": list(decision.reasons),
-            "removed": path in gone,
-        }
+        PruneDecision(
+            name=path.name,
+            step=decision.entry.step,
+            standing=str(decision.entry.standing),
+            stays=decision.stays,
+            reasons=decision.reasons,
+            removed=path in removed,
+        )
         for path, decision in decisions
     ]
 
@@ -131,7 +207,7 @@ def pin_checkpoint(directory: RunDirectory, name: str, step: int) -> None:
     NothingThereError if there is none, or if it was removed at this very moment; RefusedError if the name
     holds another one.
     """
-    require_checkpoint(directory, step)
+    checkpoint_path(directory, step)
     if (held := Pins(directory.checkpoints).by_name().get(name, step)) != step:
         raise RefusedError(
             f"step {held} is pinned as {name}",
@@ -139,7 +215,7 @@ def pin_checkpoint(directory: RunDirectory, name: str, step: int) -> None:
         )
     Pins(directory.checkpoints).set(name, step)
     try:
-        require_checkpoint(directory, step)
+        checkpoint_path(directory, step)
     except NothingThereError:
         Pins(directory.checkpoints).remove(name)
         raise
@@ -151,57 +227,28 @@ def unpin_checkpoint(directory: RunDirectory, name: str) -> int:
     return Pins(directory.checkpoints).remove(name)
 
 
-def _shown(candidate: Candidate) -> dict[str, Any]:
-    return {"name": candidate.path.name, "step": candidate.step, "state": str(candidate.kind)}
-
-
-def _head(candidate: Candidate, now_s: float) -> dict[str, Any]:
-    try:
-        manifest = read_manifest(candidate.path)
-    except CorruptCheckpointError as error:
-        return {"state": "unreadable", "problem": error.below(candidate.path)}
-    return {
-        "size_bytes": manifest.size_bytes,
-        "created_unix_s": manifest.created_unix_s,
-        "age_s": round(now_s - manifest.created_unix_s),
-        "run_id": manifest.run_id,
-        "attempt": manifest.attempt,
-        "parent": manifest.parent,
-        "parts": [part.name for part in manifest.parts],
-    }
-
-
-_NUM_SHOWN = 20
-
-
 def find_checkpoint(directory: RunDirectory, at: int | None) -> ValidCheckpoint:
     """The checkpoint of a step, verified; the newest valid one for None.
 
     Raises NothingThereError where there is none, CorruptCheckpointError where it is damaged.
     """
-    directory.require_run()
     if at is not None:
-        path = require_checkpoint(directory, at)
+        path = checkpoint_path(directory, at)
         return ValidCheckpoint(path, verify(path))
-    choice = Catalog(directory.checkpoints).choose_or_raise()
-    if choice.checkpoint is None:
-        raise NothingThereError(
-            f"{directory.path} has no checkpoint yet", hint="train until the first one is saved"
-        )
-    return choice.checkpoint
-
-
-def require_checkpoint(directory: RunDirectory, step: int) -> Path:
-    """Where the checkpoint of `step` is, going by its name only. NothingThereError if there is none."""
     directory.require_run()
-    path = directory.checkpoints / directory_name(step)
-    if path.is_dir():
-        return path
-    steps = sorted(
-        {c.step for c in Catalog(directory.checkpoints).candidates() if c.kind is not Kind.UNFINISHED}
-    )
-    shown = ", ".join(map(str, steps[-_NUM_SHOWN:])) or "none"
-    raise NothingThereError(
-        f"{directory.path} has no checkpoint of step {step}",
-        hint=f"it has those of steps {shown}" if len(steps) <= _NUM_SHOWN else f"the newest are {shown}",
+    checkpoint = directory.choose_checkpoint().checkpoint
+    if checkpoint is None:
+        raise _no_checkpoint(directory)
+    return checkpoint
+
+
+def checkpoint_path(directory: RunDirectory, step: int) -> Path:
+    """The checkpoint of a step, going by its name only. NothingThereError if there is none."""
+    directory.require_run()
+    return Catalog(directory.checkpoints).at(step)
+
+
+def _no_checkpoint(directory: RunDirectory) -> NothingThereError:
+    return NothingThereError(
+        f"{directory.path} has no checkpoint yet", hint="train until the first one is saved"
     )

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from yaoki.commands.checkpoints import list_checkpoints, rows_of
+from yaoki.commands.checkpoints import CheckpointInfo, UnusableCheckpoint, list_checkpoints, rows_of
 from yaoki.config.compat import config_digest
 from yaoki.errors import CorruptCheckpointError
 from yaoki.journal.browse import count_replayable
@@ -73,7 +73,7 @@ class StatusReport:
     held_out_accuracy: float | None
     train_seconds: float
     attempts: list[AttemptReport]
-    checkpoints: list[dict[str, Any]]
+    checkpoints: list[CheckpointInfo | UnusableCheckpoint]
     journal: JournalSummary
     resume: ResumeReport | NoResume
 

@@ -183,13 +183,8 @@ class RunDirectory:
         With `read_all` False only manifests and sizes are looked at; `refused` are passed over.
         CorruptCheckpointError where there should be one: all are damaged, or they are gone.
         """
-        choice = Catalog(self.checkpoints).choose_or_raise(read_all=read_all, refused=refused)
-        if choice.checkpoint is None and (self.path / _SAVED).exists():
-            raise CorruptCheckpointError(
-                f"checkpoints were saved in {self.checkpoints}, but there is none any more",
-                hint=f"put them back; or, to start again from step 0, move {self.path} away",
-            )
-        return choice
+        was_saved = (self.path / _SAVED).exists()
+        return Catalog(self.checkpoints).choose(read_all=read_all, refused=refused, was_saved=was_saved)
 
     def mark_saved(self) -> None:
         """Remember for good that a checkpoint was committed: from now on a fresh start would be a loss."""

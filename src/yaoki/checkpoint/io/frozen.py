@@ -30,7 +30,7 @@ class FrozenTensors:
         self._num_unread_bytes = 0
         self._versions: dict[tuple[str, int], int] = {}
         """torch's count of writes to each, as it was when reading began."""
-        self._check: Callable[[], None] = _nothing_to_check
+        self._check: Callable[[], None] | None = None
         self._is_released = False
         self._is_closed = False
         self._cuda = _CudaCopier() if torch.cuda.is_initialized() else None
@@ -44,9 +44,9 @@ class FrozenTensors:
         what it raises comes through.
         """
         with self._changed:
+            self._check = check
             if check is not None:
-                self._check = check
-            self._check()
+                check()
             self._unread = {
                 (name, i): piece for name, group in groups.items() for i, piece in enumerate(group)
             }
@@ -102,7 +102,7 @@ class FrozenTensors:
     def _check_again(self) -> None:
         """For tensors that are spread: what torch does to their rows is counted on the whole only."""
         with self._changed:
-            if not self._is_released:
+            if self._check is not None and not self._is_released:
                 self._check()
 
     def _keys(self, group: str) -> list[tuple[str, int]]:
@@ -145,10 +145,6 @@ class FrozenTensors:
             target.copy_(flat)
         else:
             self._cuda.copy(flat, target)
-
-
-def _nothing_to_check() -> None:
-    """Nobody has asked for more."""
 
 
 def pieces_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -47,6 +47,7 @@ def load(
     *,
     verified: Manifest | None = None,
     only: Collection[str] | None = None,
+    rank: int = 0,
 ) -> LoadedCheckpoint:
     """Read parts of a checkpoint into new tensors on the CPU.
 
@@ -55,6 +56,7 @@ def load(
         expected_parts: name and scope of every part that the caller will restore; None: whatever is there.
         verified: its manifest, if the caller has read that already. All else is verified while it is read.
         only: names of the parts to read; None: all.
+        rank: whose state to load of parts that each rank has for itself.
 
     Raises:
         CorruptCheckpointError: names the file and what is wrong with it.
@@ -63,7 +65,7 @@ def load(
     manifest = read_manifest(directory) if verified is None else verified
     if expected_parts is not None:
         require_parts(directory, manifest, expected_parts)
-    return read_into(directory, manifest, {}, only=only)
+    return _read(directory, manifest, {}, only, OneRank(), rank)
 
 
 def read_into(
@@ -95,11 +97,22 @@ def read_into(
         RefusedError: the targets are not the tensors of their parts.
     """
     ranks = OneRank() if ranks is None else ranks
+    return _read(directory, manifest, targets, only, ranks, min(ranks.rank, manifest.world_size - 1))
+
+
+def _read(
+    directory: Path,
+    manifest: Manifest,
+    targets: Mapping[str, Tensors],
+    only: Collection[str] | None,
+    ranks: Ranks,
+    own: int,
+) -> LoadedCheckpoint:
+    """`own` is the rank whose state is read of parts that each rank has for itself."""
     wanted = [part for part in manifest.parts if only is None or part.name in only]
-    own = min(ranks.rank, manifest.world_size - 1)  # for what each rank has for itself
     for part, live in targets.items():
         _require_fit(manifest, part, own, live)
-    json = run_on_all(ranks, partial(_read_state, directory, manifest, own))
+    json = run_on_all(ranks, partial(read_state, directory, manifest, own))
     files = run_on_all(ranks, partial(tensor_files, directory, manifest, [part.name for part in wanted]))
     landing = ReadPlan(manifest, targets, own)
     run_on_all(ranks, partial(_read_files, files, landing, ranks))
@@ -177,7 +190,7 @@ def _all_names(
     return tensors
 
 
-def _read_state(directory: Path, manifest: Manifest, rank: int) -> dict[str, JSON]:
+def read_state(directory: Path, manifest: Manifest, rank: int) -> dict[str, JSON]:
     """The JSON of each part that has one; of the parts per rank that of `rank`."""
     path = directory / STATE
     entry = next(file for file in manifest.files if file.name == STATE)

@@ -31,6 +31,7 @@ from yaoki.checkpoint.manifest import FORMAT_VERSION, Manifest, PartEntry, parse
 from yaoki.errors import YaokiError
 from yaoki.ranks.agree import Ranks, all_gather_json, run_on_all
 from yaoki.strict_json import JSON, FormatError, decode, encode
+from yaoki.types import Poll
 
 _RESERVE_BYTES = 16 << 20
 """Room for JSON, headers and the file system's own needs, beside the tensors."""
@@ -64,7 +65,7 @@ class Saving:
         self,
         source: FrozenTensors,
         blocks: Sequence[memoryview],
-        poll: Callable[[], None],
+        poll: Poll | None,
         make_room: Callable[[], None],
     ) -> tuple[Receipt, ...]:
         """Every file but the manifest, durable; what all ranks have written, in their order.
@@ -101,7 +102,7 @@ class Saving:
         of_ranks: Sequence[JSON],
         source: FrozenTensors,
         blocks: Sequence[memoryview],
-        poll: Callable[[], None],
+        poll: Poll | None,
     ) -> tuple[Receipt, ...]:
         with self._explained():
             pieces = {file.name: file.pieces() for file in files}

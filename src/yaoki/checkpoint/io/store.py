@@ -14,7 +14,6 @@ It knows nothing of when to save and of what the parts mean.
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from yaoki.checkpoint.manifest import Manifest
 from yaoki.checkpoint.verify import read_back
 from yaoki.errors import CorruptCheckpointError, YaokiError
 from yaoki.ranks.agree import OneRank, Ranks, run_on_all
+from yaoki.types import Poll
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,6 @@ class Committed:
     saved: SavedCheckpoint
     manifest: Manifest
     manifest_bytes: bytes
-
-
-def _never_stop() -> None:
-    """Somebody waits for the checkpoint."""
 
 
 class CheckpointStore(Catalog):
@@ -96,7 +92,7 @@ class CheckpointStore(Catalog):
         *,
         step: int,
         info: SaveInfo,
-        poll: Callable[[], None] = _never_stop,
+        poll: Poll | None = None,
     ) -> Committed:
         """Write and commit; on return the checkpoint survives a power cut.
 
@@ -123,7 +119,7 @@ class CheckpointStore(Catalog):
         saved = SavedCheckpoint(path, step, manifest.size_bytes, time.monotonic() - start_s)
         return Committed(saved, manifest, manifest_bytes)
 
-    def read_back(self, committed: Committed, poll: Callable[[], None] = _never_stop) -> None:
+    def read_back(self, committed: Committed, poll: Poll | None = None) -> None:
         """Read what was just committed, from the disk; only then may `prune` count on it.
 
         Raises:

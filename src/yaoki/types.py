@@ -74,6 +74,11 @@ class Completion:
     answer between two turns. They are context for what follows; nothing is learned from them."""
 
     @property
+    def num_sampled(self) -> int:
+        """Tokens that the policy sampled."""
+        return len(self.token_ids) - len(self.not_sampled)
+
+    @property
     def stopped_by_itself(self) -> bool:
         return self.finish_reason is not FinishReason.LENGTH
 

@@ -25,9 +25,10 @@ from yaoki.rollout.engines.transformers import TransformersEngine
 
 
 class TestScore:
-    def test_against_the_definition(self) -> None:
+    @pytest.mark.parametrize("gaps", [False, True], ids=["contiguous", "gaps"])
+    def test_against_the_definition(self, gaps: bool) -> None:
         made = learner(config(*KL_LOSS))
-        experience = made.score(rollouts(), never)
+        experience = made.score(rollouts(gaps=gaps), never)
         mask = experience.loss_mask
         for column, model in (
             (experience.old_logprobs, causal_lm(1)),

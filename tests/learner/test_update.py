@@ -50,9 +50,12 @@ class TestUpdate:
     @pytest.mark.parametrize("micro", ["train.micro_batch_tokens=100000", SMALL])
     @pytest.mark.parametrize("entropy_coef", [0.0, 0.1])
     @pytest.mark.parametrize("kl", [(), KL_LOSS])
-    def test_the_policys_gradient(self, micro: str, entropy_coef: float, kl: tuple[str, ...]) -> None:
+    @pytest.mark.parametrize("gaps", [False, True], ids=["contiguous", "gaps"])
+    def test_the_policys_gradient(
+        self, gaps: bool, micro: str, entropy_coef: float, kl: tuple[str, ...]
+    ) -> None:
         made = learner(config(micro, f"algorithm.entropy_coef={entropy_coef}", *kl))
-        experience = off_policy(scored(made))
+        experience = off_policy(scored(made, gaps=gaps))
         expected, loss = policy_oracle(experience, 0.3, entropy_coef)
         with gradients(made.policy) as seen:
             stats = made.update(experience, 1, 0.3 if kl else 0.0, never)
@@ -66,9 +69,10 @@ class TestUpdate:
 
     @pytest.mark.parametrize("micro", ["train.micro_batch_tokens=100000", SMALL])
     @pytest.mark.parametrize("value_clip", [0.0, 0.01])
-    def test_the_critics_gradient(self, micro: str, value_clip: float) -> None:
+    @pytest.mark.parametrize("gaps", [False, True], ids=["contiguous", "gaps"])
+    def test_the_critics_gradient(self, gaps: bool, micro: str, value_clip: float) -> None:
         made = learner(config(micro, f"critic.value_clip={value_clip}", "critic.num_mini_batches=1"))
-        experience = scored(made)
+        experience = scored(made, gaps=gaps)
         assert experience.values is not None
         shift = 0.02 * torch.randn(experience.values.shape, generator=torch.Generator().manual_seed(1))
         experience = replace(experience, values=experience.values + shift)

@@ -15,8 +15,8 @@ GRPO = ("algorithm.name=grpo", "train.group_size=4")
 SMALL = "train.micro_batch_tokens=20"
 
 
-def scored(made: Learner, kl_coef: float = 0.0) -> Experience:
-    return made.with_advantages(made.score(rollouts(), never), kl_coef)
+def scored(made: Learner, kl_coef: float = 0.0, *, gaps: bool = False) -> Experience:
+    return made.with_advantages(made.score(rollouts(gaps=gaps), never), kl_coef)
 
 
 def off_policy(experience: Experience) -> Experience:

@@ -94,16 +94,24 @@ def learner(
     return Learner(policy, critic, reference, algorithm, sections, world)
 
 
-def rollout(place: tuple[int, int], prompt: Sequence[int], response: Sequence[int], reward: float) -> Rollout:
+def rollout(
+    place: tuple[int, int],
+    prompt: Sequence[int],
+    response: Sequence[int],
+    reward: float,
+    not_sampled: Sequence[int] = (),
+) -> Rollout:
     """The rollout of (prompt index, sample), with log-probabilities that nothing depends on."""
     task = Task(f"u{place[0]}", "problem", "answer", "test")
-    completion = Completion(tuple(response), (-1.0,) * len(response), "text", FinishReason.STOP)
+    completion = Completion(
+        tuple(response), (-1.0,) * len(response), "text", FinishReason.STOP, tuple(not_sampled)
+    )
     verdict = Verdict(reward, VerdictReason.CORRECT if reward else VerdictReason.WRONG)
     return Rollout(RolloutKey(1, *place), 0, Prompt(task, "text", tuple(prompt)), completion, verdict)
 
 
-def rollouts(num_prompts: int = 4, group_size: int = 4) -> list[Rollout]:
-    """Ragged; groups of mixed rewards."""
+def rollouts(num_prompts: int = 4, group_size: int = 4, *, gaps: bool = False) -> list[Rollout]:
+    """Ragged; groups of mixed rewards. With `gaps`, every third token of a response was not sampled."""
     generator = torch.Generator().manual_seed(0)
 
     def ids(count: int) -> list[int]:
@@ -114,7 +122,9 @@ def rollouts(num_prompts: int = 4, group_size: int = 4) -> list[Rollout]:
         prompt = ids(2 + index % 4)
         for sample in range(group_size):
             reward = float((index + sample) % 3 == 0)
-            made.append(rollout((index, sample), prompt, ids(1 + (5 * index + 3 * sample) % 9), reward))
+            response = ids(1 + (5 * index + 3 * sample) % 9)
+            not_sampled = range(1, len(response), 3) if gaps else ()
+            made.append(rollout((index, sample), prompt, response, reward, not_sampled))
     return made
 
 

@@ -59,7 +59,7 @@ class Progress:
         self.policy_version += stats.policy is not None
         self.num_prompts += len(prompts)
         self.num_rollouts += len(rollouts)
-        self.num_tokens += sum(len(rollout.completion.token_ids) for rollout in rollouts)
+        self.num_tokens += sum(rollout.completion.num_sampled for rollout in rollouts)
         self.history = history
 
     def note_accuracy(self, found: float | None) -> None:

@@ -109,6 +109,7 @@ def step_timing(
 ) -> StepTiming:
     """The time of a step that took `step_s`; `train_s` is that of the run."""
     num_tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
+    num_sampled = sum(rollout.completion.num_sampled for rollout in rollouts)
     new_share = 1 - num_reused / len(rollouts)
     phases = {f"{phase}_s": round(seconds, 4) for phase, seconds in watch.seconds.items()}
     return StepTiming(
@@ -117,7 +118,7 @@ def step_timing(
         checkpoint_s=round(stall_s, 4),
         train_s=round(train_s, 3),
         num_reused_rollouts=num_reused,
-        rollout_tokens_per_s=round(new_share * num_tokens / watch.seconds["generate"], 1),
+        rollout_tokens_per_s=round(new_share * num_sampled / watch.seconds["generate"], 1),
         tokens_per_s=round(num_tokens / step_s, 1),
     )
 

@@ -195,6 +195,13 @@ def test_workers_that_cannot_share_engines() -> None:
     plan_of(*size, num_workers=4)
 
 
+def test_an_algorithm_that_cannot_work() -> None:
+    with pytest.raises(UsageError, match="there is no algorithm 'gpro'"):
+        plan_of("policy.init_from=Qwen/Qwen2.5-0.5B", "algorithm.name=gpro")
+    with pytest.raises(UsageError, match="grpo compares within a group"):
+        plan_of("policy.init_from=Qwen/Qwen2.5-0.5B", "algorithm.name=grpo", "train.group_size=1")
+
+
 def test_rank_0_loads_one_network_at_a_time() -> None:
     size = "policy.init_from=Qwen/Qwen2.5-0.5B"
     assert plan_of(size, num_workers=8).start_host_bytes == 4 * 494_033_664

@@ -20,7 +20,7 @@ from yaoki.models.critic import build_critic
 from yaoki.models.huggingface import load_config
 from yaoki.models.meta import decoder_layers, on_meta
 from yaoki.models.policy import build_causal_lm
-from yaoki.rl.algorithm import ALGORITHMS
+from yaoki.rl.algorithm import algorithm_of
 from yaoki.rollout.engines.kv_cache import slab_capacity
 
 _WEIGHT_BYTES = 4
@@ -51,17 +51,18 @@ def plan_run(config: Config, *, num_workers: int, disk_gb_per_s: float) -> Plan:
 
     Raises:
         NothingThereError: there is no usable config.json for a network.
-        UsageError: the memory of such an architecture cannot be estimated, or `engine.tensor_parallel` does
-            not divide the workers.
+        UsageError: there is no such algorithm, the memory of such an architecture cannot be estimated, or
+            `engine.tensor_parallel` does not divide the workers.
     """
     if num_workers % config.engine.tensor_parallel:
         raise UsageError(
             f"engine.tensor_parallel, {config.engine.tensor_parallel}, does not divide {num_workers} workers",
             hint="set --workers to a multiple of it",
         )
+    algorithm = algorithm_of(config)
     policy = _build(config.policy.init_from, build_causal_lm)
     critic = None
-    if ALGORITHMS[config.algorithm.name].needs_critic:
+    if algorithm.needs_critic:
         critic = _build(config.critic.init_from or config.policy.init_from, build_critic)
     networks = [policy, *([] if critic is None else [critic])]
     files = _checkpoint_files(config, networks)

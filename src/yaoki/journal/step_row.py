@@ -160,7 +160,7 @@ def reference() -> str:
             "|---|---|",
         ]
         for name, field in record.model_fields.items():
-            meaning = " ".join((field.description or "").split())
+            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
             lines.append(f"| `{prefix}{name}` | {meaning} |")
     return "\n".join(lines) + "\n"
 

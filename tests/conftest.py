@@ -6,11 +6,15 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.shared import UnbrokenRuns, session_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -34,6 +38,22 @@ def _one_thread():
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> "PreTrainedTokenizerBase":
+    """The built-in model's."""
+    from yaoki.models.builtin import tiny_tokenizer
+
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def learner_model() -> "PreTrainedModel":
+    """The weights that are pushed to an engine; read-only."""
+    from yaoki.models.builtin import tiny_random
+
+    return tiny_random(1).eval().requires_grad_(False)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.attempts import STEPS, config_of, shown_by, train_here
 from tests.support.harness import assert_same_run, checkpoint_steps
-from yaoki.errors import DataError, NothingThereError, RefusedError
+from yaoki.errors import DataError, NothingThereError, RefusedError, UsageError
 from yaoki.runs.directory import RunDirectory
 
 
@@ -91,7 +91,7 @@ def test_the_dataset_is_compared_by_content(tmp_path: Path) -> None:
     moved = write_tasks(tmp_path / "moved.jsonl")
     assert "changed since the last attempt: data.files" in shown_by(tmp_path / "run", config_with(moved, 2))
     assert_same_run(tmp_path / "run", tmp_path / "unbroken", 2)
-    outcomes = [attempt["outcome"] for attempt in RunDirectory(tmp_path / "run").attempts()]
+    outcomes = [attempt.outcome for attempt in RunDirectory(tmp_path / "run").attempts()]
     assert outcomes == ["finished", "failed", "failed", "finished"]
 
 
@@ -155,6 +155,23 @@ def test_a_refused_change_is_not_stored(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="training data has changed"):
         train_here(tmp_path / "run", config_of(*settings, f'data.files=["{second}"]', "train.steps=3"))
     assert RunDirectory(tmp_path / "run").stored_config() == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm.name=gpro"], "there is no algorithm 'gpro'"),
+        (["algorithm.name=grpo", "train.group_size=1"], "grpo compares within a group"),
+    ],
+)
+def test_an_algorithm_that_cannot_work_is_refused_before_anything_is_created(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        train_here(tmp_path / "run", config_of(*overrides))
+    assert caught.value.exit_code == 2
+    assert caught.value.hint
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_has_not_begun_takes_any_config(tmp_path: Path, finished: Path) -> None:

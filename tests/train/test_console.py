@@ -8,33 +8,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 
+from tests.support.metrics import TIMING, step_row
 from tests.support.rollouts import rollout
+from yaoki.journal.step_row import StepRow, StepTiming
 from yaoki.train.console import Console
 
-ROW: dict[str, Any] = {
-    "step": 12,
-    "reward": 0.5,
-    "accuracy": 0.625,
-    "length": 17.25,
-    "kl_to_ref": 0.0123,
-    "timing": {"tokens_per_s": 1234.5, "step_s": 0.75},
-}
+
+def row_of(**fields: Any) -> StepRow:
+    timing = StepTiming(**{**TIMING, "tokens_per_s": 1234.5, "step_s": 0.75}, num_reused_rollouts=0)
+    plain = {"reward": 0.5, "accuracy": 0.625, "length": 17.25, "kl_to_ref": 0.0123}
+    return step_row(12, timing=timing, **{**plain, **fields})
 
 
-def console_and_output(every: int = 1, **settings: Any) -> tuple[Console, io.StringIO]:
+def console_and_output(every: int = 1, total_steps: int = 0, **settings: Any) -> tuple[Console, io.StringIO]:
     output = io.StringIO()
-    return Console(every, RichConsole(file=output, **{"width": 80, **settings})), output
+    rich = RichConsole(file=output, **{"width": 80, **settings})
+    return Console(every, rich, total_steps=total_steps), output
 
 
 def test_a_line_per_step() -> None:
-    console, output = console_and_output()
+    console, output = console_and_output(total_steps=100)
     with console:
-        console.start(0, 100)
+        console.resume_from(1)
         console.generating(6, 16)
         console.evaluating(6, 16)
-        console.step(ROW)
-        console.step(ROW | {"accuracy": None, "kl_to_ref": None, "policy_approx_kl": 0.004})
-        console.step(ROW | {"accuracy": None, "kl_to_ref": None})
+        console.log(row_of())
+        console.log(row_of(accuracy=None, kl_to_ref=None, policy_approx_kl=0.004))
+        console.log(row_of(accuracy=None, kl_to_ref=None))
+        console.close()
     header, first, second, third = output.getvalue().splitlines()
     assert header.split() == ["step", "reward", "held-out", "length", "KL", "tokens/s", "s/step"]
     assert first.split() == ["12", "0.500", "0.625", "17.2", "0.0123", "1234", "0.75"]
@@ -112,11 +113,11 @@ def test_long_work_says_how_far_it_is() -> None:
 
 
 def test_a_pipe_gets_no_escape_codes() -> None:
-    console, output = console_and_output()
+    console, output = console_and_output(total_steps=3)
     with console:
         console.warn("careful")
-        console.start(0, 3)
-        console.step(ROW)
+        console.resume_from(1)
+        console.log(row_of())
         console.samples(1, [rollout(reward=1.0)])
     assert "\x1b" not in output.getvalue()
 
@@ -134,11 +135,11 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bars_leave_the_terminal_clean() -> None:
-    console, output = console_and_output(force_terminal=True, color_system=None)
+    console, output = console_and_output(total_steps=3, force_terminal=True, color_system=None)
     with console:
-        console.start(1, 3)
+        console.resume_from(2)
         console.generating(6, 16)
         console.generating(16, 16)
-        console.step(ROW)
+        console.log(row_of())
     assert "training" in output.getvalue()
     assert "0.625" in output.getvalue()

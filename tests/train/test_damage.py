@@ -56,7 +56,8 @@ def test_the_file_is_named_and_the_previous_checkpoint_is_used(
 
     refusal = next(line for line in output.getvalue().splitlines() if "not used" in line)
     assert refusal.startswith(f"warning: not used: {NEWEST}: {name}: ")
-    assert outcome.step == 2
+    assert outcome.summary is not None
+    assert outcome.summary.steps == 2
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_kill_before_the_last_evaluation_is_not_a_finished_run(copied: Path) -
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("run.json", "{}", r"run\.json holds no run_id"),
+        ("run.json", '{"format_version": 2}', r"run\.json holds no run_id"),
         ("run.json", "[]", r"run\.json is no JSON object"),
         ("config.json", None, r"config\.json is missing"),
     ],

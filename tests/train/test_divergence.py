@@ -38,7 +38,7 @@ def test_other_bits_stop_the_run(tampered: Path) -> None:
     assert "resume.on_divergence" in str(caught.value.hint)
     assert checkpoint_steps(tampered) == [2]
     assert RunDirectory(tampered).summary() is None
-    assert RunDirectory(tampered).attempts()[-1]["outcome"] == "failed"
+    assert RunDirectory(tampered).attempts()[-1].outcome == "failed"
     (superseded,) = (tampered / "attempts").glob("*/superseded.jsonl")
     assert json.loads(superseded.read_text())["step"] == 3
 

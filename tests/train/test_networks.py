@@ -1,4 +1,4 @@
-"""The networks of an attempt: whole on the first rank alone, the same bits on all, errors told to all."""
+"""The networks of an attempt: materialised on rank 0 alone, the same bits on all, errors raised on all."""
 
 import io
 import json
@@ -23,13 +23,14 @@ from yaoki.learner.shard import full_tensor
 from yaoki.models.builtin import tiny_tokenizer
 from yaoki.models.critic import load_critic
 from yaoki.models.huggingface import export_model
-from yaoki.models.policy import load_causal_lm
+from yaoki.models.policy import load_causal_lm, model_logprobs
 from yaoki.ranks.world import World, alone
 from yaoki.runs.directory import RunDirectory
 from yaoki.seeding import Purpose, seed
-from yaoki.train import networks
+from yaoki.train import engine as engine_room
 from yaoki.train.console import Console
-from yaoki.train.networks import Models, build_engine, build_learner, empty_models, start_models
+from yaoki.train.engine import build_engine
+from yaoki.train.networks import Models, build_learner, empty_models, start_models
 from yaoki.train.session import train
 from yaoki.train.weight_sync import WeightSync, tolerance
 
@@ -110,15 +111,16 @@ def test_the_engine_has_the_policy_after_the_first_push(tmp_path: Path) -> None:
 
     def push(world: World) -> Any:
         models = start(config, tmp_path / "run", world)
-        engine = build_engine(config, models, CPU)
+        engine = build_engine(config, str(tmp_path / "run" / "model" / "policy"), models.tokenizer, CPU)
         with pytest.raises(YaokiError, match="no weights yet"):
             engine.logprobs((1, 2, 3))
-        WeightSync(engine, build_learner(config, models, world), (1, 2, 3), tolerance("float32")).push(0)
-        return gathered(models.engine)
+        sync = WeightSync(engine, build_learner(config, models, world), (1, 2, 3), tolerance("float32"))
+        sync.verify(0, sync.push(0))
+        return engine.logprobs((1, 2, 3))
 
     expected = load_causal_lm(str(policy), trust_remote_code=False, dropout=0.0)
     for found in on_ranks(2, tmp_path, push):
-        assert_same(found, expected)
+        assert found == model_logprobs(expected, (1, 2, 3))
 
 
 def test_the_stored_architecture_is_that_of_the_loaded_models(tmp_path: Path) -> None:
@@ -135,9 +137,9 @@ def test_the_stored_architecture_is_that_of_the_loaded_models(tmp_path: Path) ->
 
 
 def test_the_first_rank_reads_one_network_at_a_time_and_the_others_none(tmp_path: Path) -> None:
-    """In host memory; the engine's own copy is whole on every rank, and takes its memory once."""
+    """In host memory; the engine has a copy of its own, which is not built here."""
     policy = model_folder(tmp_path / "policy", tied=False)
-    config = config_of(f"policy.init_from={policy}", "engine.type=vllm")
+    config = config_of(f"policy.init_from={policy}")
 
     def taken(world: World) -> tuple[int, int]:
         with allocations() as found:
@@ -155,9 +157,7 @@ def test_the_first_rank_reads_one_network_at_a_time_and_the_others_none(tmp_path
 
 
 def test_a_resume_reads_no_network_whole_on_any_rank(tmp_path: Path) -> None:
-    config = config_of(
-        f"policy.init_from={model_folder(tmp_path / 'policy', tied=False)}", "engine.type=vllm"
-    )
+    config = config_of(f"policy.init_from={model_folder(tmp_path / 'policy', tied=False)}")
     start(config, tmp_path / "run", alone())
 
     def largest(world: World) -> int:
@@ -173,16 +173,16 @@ def with_garbage(path: Path, config: Config) -> Callable[[World], None]:
     """An attempt in which all memory that waits for weights is full of NaN."""
 
     def attempt(world: World) -> None:
-        settle = shard.settle
+        materialize = shard.materialize
 
-        def settle_on_garbage(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+        def materialize_garbage(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
             waiting = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-            settled = settle(model, device).state_dict()
+            weights = materialize(model, device).state_dict()
             for name in waiting:
-                settled[name].fill_(torch.nan)
+                weights[name].fill_(torch.nan)
             return model
 
-        shard.settle = networks.settle = settle_on_garbage  # type: ignore[assignment]
+        shard.materialize = engine_room.materialize = materialize_garbage
         with Console(0, RichConsole(file=io.StringIO())) as console:
             train(RunDirectory(path), config, console, world)
 

@@ -9,7 +9,7 @@ from yaoki.config.load import load_config
 from yaoki.config.schema import Config
 from yaoki.errors import UsageError
 from yaoki.ranks.world import World, alone
-from yaoki.train.networks import environment, require_whole_engines
+from yaoki.train.device import environment, require_whole_engines
 
 
 def shared_by(num_workers: int) -> Config:

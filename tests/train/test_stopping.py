@@ -62,7 +62,7 @@ def signal_at_call(owner: type, method: str, number: int) -> Callable[[], None]:
 
 
 PHASES = {
-    "evaluate": (signal_at_call(Trainer, "_evaluate", 2), 2, []),
+    "evaluate": (signal_at_call(Trainer, "evaluate", 2), 2, []),
     "verify": (signal_at_call(VerifierPool, "verify", 6), 1, [6]),
     "score": (signal_at_call(Learner, "score", 2), 1, [16]),
     "update the critic": (signal_at_call(Learner, "_critic_step", 5), None, [16, 16]),
@@ -173,7 +173,7 @@ def test_the_budget_leaves_time_to_save() -> None:
     stop.made_progress()
     assert stop.reason is None
     stop._started_s -= 71
-    assert stop.reason == "of the time budget of 100 s only 30 s to leave are left"
+    assert stop.reason == "30 s of the time budget of 100 s are left"
 
 
 def test_a_budget_shorter_than_a_step_gets_on(tmp_path: Path, finished: Path) -> None:

@@ -1,13 +1,18 @@
-"""A push is believed when engine and learner read a text alike."""
+"""A push is believed when engine and learner give a text the same log-probabilities."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.attempts import config_of, train_here
 from tests.support.learners import causal_lm, config, learner
-from yaoki.errors import WeightSyncError
+from yaoki.errors import NonFiniteError, WeightSyncError
+from yaoki.learner.learner import Learner
 from yaoki.models.builtin import tiny_tokenizer
+from yaoki.models.policy import model_logprobs
 from yaoki.rollout.engine import Sampling
 from yaoki.rollout.engines.transformers import TransformersEngine
 from yaoki.train.weight_sync import WeightSync, tolerance
@@ -22,30 +27,51 @@ class ForgetfulEngine(TransformersEngine):
         self.policy_version = policy_version
 
 
-@pytest.mark.parametrize("is_forgetful", [False, True])
-def test_a_push(is_forgetful: bool) -> None:
-    made = learner(config())
-    kind = ForgetfulEngine if is_forgetful else TransformersEngine
+def sync_of(kind: type[TransformersEngine], made: Learner) -> WeightSync:
     engine = kind(causal_lm(9), tiny_tokenizer(), Sampling(1.0, 1.0, 4, ()))
-    sync = WeightSync(engine, made, PROBE, tolerance("float32"))
-    if is_forgetful:
-        with pytest.raises(WeightSyncError, match="after the push of policy version 3"):
-            sync.push(3)
-        return
-    sync.push(3)
-    assert engine.policy_version == 3
-    made.policy.weights()["model.norm.weight"].mul_(1.5)
-    sync.push(4)
+    return WeightSync(engine, made, PROBE, tolerance("float32"))
+
+
+def test_every_push_is_verified_by_what_the_learner_says_of_the_probe() -> None:
+    made = learner(config())
+    sync = sync_of(TransformersEngine, made)
+    first = sync.push(3)
+    assert sync.engine.policy_version == 3
+    assert first == model_logprobs(made.policy.model, PROBE)
+    sync.verify(3, first)
+
     with torch.no_grad():
         made.policy.weights()["model.norm.weight"].mul_(1.5)
-    assert engine.logprobs(PROBE) != []
+    second = sync.push(4)
+    assert second != first
+    sync.verify(4, second)
+    with pytest.raises(WeightSyncError, match="after the push of policy version 4"):
+        sync.verify(4, first)
+    with pytest.raises(WeightSyncError, match="weights of version 4, the policy is at 3"):
+        sync.verify(3, second)
 
 
-def test_the_learner_makes_room_before_the_engine_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With train.offload the memory that the learner leaves is what the engine's cache is put into."""
-    made, calls = learner(config()), []
-    engine = TransformersEngine(causal_lm(9), tiny_tokenizer(), Sampling(1.0, 1.0, 4, ()))
-    for owner, name in ((made, "weights"), (made, "rest"), (engine, "logprobs")):
+def test_an_engine_that_did_not_take_the_weights_is_found_out() -> None:
+    sync = sync_of(ForgetfulEngine, learner(config()))
+    expected = sync.push(3)
+    with pytest.raises(WeightSyncError, match="after the push of policy version 3"):
+        sync.verify(3, expected)
+
+
+def test_a_policy_that_is_not_finite_is_no_fault_of_the_engine() -> None:
+    made = learner(config())
+    made.policy.weights()["model.norm.weight"][0] = math.nan
+    with pytest.raises(NonFiniteError, match="log-probabilities are not finite") as caught:
+        sync_of(TransformersEngine, made).push(3)
+    assert "fork" in str(caught.value.hint)
+
+
+def test_the_learner_is_offloaded_before_the_engine_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With train.offload the memory that the learner frees is what the engine's cache is put into."""
+    calls: list[str] = []
+    for owner, name in ((Learner, "weights"), (Learner, "offload"), (TransformersEngine, "logprobs")):
         real = getattr(owner, name)
 
         def noted(*arguments: object, real: Any = real, name: str = name) -> object:
@@ -53,5 +79,5 @@ def test_the_learner_makes_room_before_the_engine_computes(monkeypatch: pytest.M
             return real(*arguments)
 
         monkeypatch.setattr(owner, name, noted)
-    WeightSync(engine, made, PROBE, tolerance("float32")).push(0)
-    assert calls == ["weights", "rest", "logprobs"]
+    train_here(tmp_path / "run", config_of("train.steps=1", "train.offload=true"))
+    assert calls == ["weights", "offload", "logprobs"] * 2, "at the start and after the step"

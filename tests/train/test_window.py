@@ -31,8 +31,8 @@ def test_a_trainer_that_writes_in_the_window_is_stopped(
             writes_shard.wait(60)
         begin(self, groups, check)
 
-    def measure_and_write(self: Trainer) -> float | None:
-        found = measure(self)
+    def measure_and_write(self: Trainer, step: int) -> float | None:
+        found = measure(self, step)
         if self.state.progress.global_step == 2:
             with torch.no_grad():
                 next(self.state.learner.policy.model.parameters()).mul_(1.0)

@@ -115,17 +115,6 @@ class RunDirectory:
             raise CorruptCheckpointError(f"{self.path / _RUN} holds no run_id", hint="put it back as it was")
         return run_id
 
-    def _facts(self) -> dict[str, Any]:
-        """Content of run.json. RefusedError for a run of another format version."""
-        found = _read_json(self.path / _RUN)
-        version = found.get("format_version")
-        if version != FORMAT_VERSION:
-            raise RefusedError(
-                f"{self.path} holds a run of format version {version}, this is version {FORMAT_VERSION}",
-                hint="finish it with the version of Yaoki that wrote it, or start a new run with --run",
-            )
-        return found
-
     def require_run(self) -> None:
         """NothingThereError unless there is a run here; CorruptCheckpointError if there was one; RefusedError
         if its format version is another one."""
@@ -253,6 +242,17 @@ class RunDirectory:
         """RefusedError if a process trains here now, before anything is started; see `lock`."""
         if (holder := self.lock_holder()) is not None:
             raise in_use(self.path, holder)
+
+    def _facts(self) -> dict[str, Any]:
+        """Content of run.json. RefusedError for a run of another format version."""
+        found = _read_json(self.path / _RUN)
+        version = found.get("format_version")
+        if version != FORMAT_VERSION:
+            raise RefusedError(
+                f"{self.path} holds a run of format version {version}, this is version {FORMAT_VERSION}",
+                hint="finish it with the version of Yaoki that wrote it, or start a new run with --run",
+            )
+        return found
 
     def _require_own(self) -> None:
         """RefusedError unless there is a run here, the beginning of one, or nothing."""

@@ -19,13 +19,13 @@ ROOMS = {
     "data": {"errors", "seeding", "types", "data/generated"},
     "data/generated": {"errors", "seeding", "types", "rewards"},
     "rewards": {"errors", "types"},
-    "rl": {"errors", "seeding", "types"},
+    "rl": {"errors", "seeding", "types", "config"},
     "models": {"errors", "seeding"},
     "checkpoint": {"errors", "fs", "strict_json", "thread", "types"},
     "checkpoint/io": {"errors", "fs", "strict_json", "thread", "types", "checkpoint", "ranks", "config"},
     "journal": {"errors", "fs", "types"},
     "mirror": {"errors", "fs", "thread", "checkpoint", "journal"},
-    "rollout": {"errors", "seeding", "types", "ranks"},
+    "rollout": {"errors", "seeding", "types", "ranks", "journal", "rewards"},
     "rollout/engines": {"errors", "seeding", "types", "ranks", "models", "rollout"},
     "learner": {"errors", "seeding", "types", "ranks", "models", "rl", "config"},
     "runs": {"errors", "fs", "config", "checkpoint"},
@@ -45,7 +45,7 @@ ROOMS = {
     "__main__": {"cli"},
     "__init__": set(),
 }
-"""Room -> rooms that it may import. `checkpoint`, `journal` and `data` meet only in `train` and above."""
+"""Room -> rooms that it may import. `checkpoint`, `learner` and `rollout` meet only in `train` and above."""
 
 NO_TORCH = ["config", "data", "rewards", "journal", "checkpoint", "mirror", "launch", "runs", "cli"]
 """Rooms whose modules, all of them, are imported without torch."""

@@ -20,7 +20,7 @@ BROAD_HANDLERS = {
     "rewards/worker.py:main": "a user's module may raise anything while it is imported",
     "rewards/worker.py:_judge": "a verifier's failure is a verdict, not the end of training",
     "launch/ray.py:_fit": "a thread's edge: what went wrong is raised in the main thread",
-    "train/session.py:attempt": "writes how the attempt ended, and raises on",
+    "train/session.py:_attempt_record": "writes how the attempt ended, and raises on",
 }
 """Handlers of any exception, each at the edge of a process: where -> why."""
 

@@ -94,11 +94,7 @@ def attempt(context: Context, choice: Choice) -> Outcome:
 
 
 def build_trainer(
-    context: Context,
-    choice: Choice,
-    now: Environment,
-    device: torch.device,
-    stack: ExitStack,
+    context: Context, choice: Choice, now: Environment, device: torch.device, stack: ExitStack
 ) -> Trainer:
     """All parts, in the state that the attempt starts from; the generators are restored last."""
     directory, config, console, world = context.directory, context.config, context.console, context.world

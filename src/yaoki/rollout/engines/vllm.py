@@ -6,7 +6,8 @@ transformers engine; vLLM knows only the token limit. Weight updates are in vllm
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -164,25 +165,30 @@ class VllmEngine:
         """See RolloutEngine."""
         engine = self._loaded().llm_engine
         hand_on = on_finished if self._group.is_first else None
-        rows: dict[str, PartialCompletion] = {}
         completions: dict[int, Completion] = {}
-        with preserve_torch_globals():
-            try:
-                for place, request in enumerate(requests):
-                    name = str(next(self._request_numbers))
-                    rows[name] = PartialCompletion(place)
-                    prompt = {"prompt_token_ids": list(request.prompt_ids)}
-                    engine.add_request(name, prompt, self._params(request.seed))
-                while rows:
-                    stop_together(poll, self._group.any_reason)
-                    for name in self._step(engine, rows):
-                        row = rows.pop(name)
-                        completions[row.place] = row.completion(self._tokenizer)
-                        if hand_on is not None:
-                            hand_on(row.place, completions[row.place])
-            finally:
-                engine.abort_request(list(rows))
+        with preserve_torch_globals(), self._pending(engine, requests) as rows:
+            while rows:
+                stop_together(poll, self._group.any_reason)
+                for name in self._step(engine, rows):
+                    row = rows.pop(name)
+                    completions[row.place] = row.completion(self._tokenizer)
+                    if hand_on is not None:
+                        hand_on(row.place, completions[row.place])
         return [completions[place] for place in range(len(requests))]
+
+    @contextmanager
+    def _pending(self, engine: Any, requests: Sequence[Request]) -> Iterator[dict[str, PartialCompletion]]:
+        """The requests as vLLM has them, by name; those that are left at the end are aborted."""
+        rows: dict[str, PartialCompletion] = {}
+        try:
+            for place, request in enumerate(requests):
+                name = str(next(self._request_numbers))
+                rows[name] = PartialCompletion(place)
+                prompt = {"prompt_token_ids": list(request.prompt_ids)}
+                engine.add_request(name, prompt, self._params(request.seed))
+            yield rows
+        finally:
+            engine.abort_request(list(rows))
 
     def _step(self, engine: Any, rows: dict[str, PartialCompletion]) -> list[str]:
         """Let vLLM sample tokens; returns the names of the requests that ended."""

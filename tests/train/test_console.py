@@ -1,6 +1,8 @@
 """What people see: sensible lines, text that stays text, and nothing but text on a pipe."""
 
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 
+from tests.support.attempts import config_of, shown_by
 from tests.support.metrics import TIMING, step_row
 from tests.support.rollouts import rollout
 from yaoki.journal.step_row import StepRow, StepTiming
@@ -143,3 +146,16 @@ def test_bars_leave_the_terminal_clean() -> None:
         console.log(row_of())
     assert "training" in output.getvalue()
     assert "0.625" in output.getvalue()
+
+
+def test_an_attempt_says_what_it_starts_from_and_how_long_that_took(unfinished: Path) -> None:
+    first, *lines = shown_by(unfinished, config_of()).splitlines()
+    assert first.endswith(
+        "attempt 2: resuming from step-00000002, grade exact: the same bits as a run that "
+        "was never interrupted"
+    )
+    time = r"\d+\.\d s"
+    (ready,) = [line for line in lines if line.startswith("ready after")]
+    assert re.fullmatch(
+        rf"ready after {time}: choose {time}, build {time}, restore {time}, engine {time}", ready
+    )

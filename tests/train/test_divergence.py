@@ -56,7 +56,7 @@ def test_other_bits_can_be_waved_through(tampered: Path, finished: Path) -> None
     assert_same_run(tampered, finished, STEPS)
 
 
-def test_a_step_of_another_environment_is_no_witness(tampered: Path, finished: Path) -> None:
+def test_a_step_of_another_environment_is_not_compared(tampered: Path, finished: Path) -> None:
     """Rows that were written with other rounding (another thread count, say) cannot agree bit for bit."""
     lines = (tampered / "metrics.jsonl").read_text().splitlines()
     row = json.loads(lines[-1]) | {"history": "of another thread count"}

@@ -19,6 +19,7 @@ BROAD_HANDLERS = {
     "rewards/pool.py:__enter__": "stops the workers that did start, and raises on",
     "rewards/worker.py:main": "a user's module may raise anything while it is imported",
     "rewards/worker.py:_judge": "a verifier's failure is a verdict, not the end of training",
+    "mirror/remote.py:_named_errors": "a file system of another package may raise anything",
     "launch/ray.py:_fit": "a thread's edge: what went wrong is raised in the main thread",
     "train/session.py:_attempt_record": "writes how the attempt ended, and raises on",
 }

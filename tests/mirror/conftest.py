@@ -12,14 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from yaoki.mirror import remote
-
 from .samples import faulty_store
 
 
 @pytest.fixture(autouse=True)
-def _store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(remote, "_PAUSES_S", (0.0, 0.0))
+def _store() -> Iterator[None]:
     with faulty_store():
         yield
 

@@ -108,7 +108,7 @@ def start_run(path: Path, run_id: str = "run-7") -> Path:
 
 def do_step(path: Path, step: int, salt: str = "") -> None:
     """Rollouts, then the row."""
-    add_part(path, step, f"{step}{salt}")
+    add_segment(path, step, f"{step}{salt}")
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "salt": salt}) + "\n")
 
@@ -119,13 +119,13 @@ def cut_back(path: Path, step: int) -> None:
     (path / "metrics.jsonl").write_bytes(b"".join(lines[:step]))
 
 
-def add_part(path: Path, step: int, content: str, number: int = 1) -> Path:
+def add_segment(path: Path, step: int, content: str, number: int = 1) -> Path:
     data = content.encode()
     folder = path / "rollouts" / step_name(step)
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / str(SegmentName(0, number, xxhash.xxh3_128_hexdigest(data)))
-    part.write_bytes(data)
-    return part
+    segment = folder / str(SegmentName(0, number, xxhash.xxh3_128_hexdigest(data)))
+    segment.write_bytes(data)
+    return segment
 
 
 def save(path: Path, step: int, salt: str = "") -> Path:

@@ -137,7 +137,7 @@ def test_it_does_not_hide_another_error(run: Path) -> None:
 
 
 def test_storage_that_hangs_does_not_keep_the_process(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FINISH_S", 0.01)
+    monkeypatch.setattr(module, "_FINISH_TIMEOUT_S", 0.01)
     never = threading.Event()
     with pytest.raises(YaokiError, match=r"after 0\.01 s"), Mirror(run, URL, NEVER_S, ignore):
         FaultyFileSystem.before = staticmethod(lambda verb, name: never.wait(60) and None)

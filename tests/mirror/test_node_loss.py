@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.harness import assert_same_run, make_config, run_and_kill, run_to_end
 from tests.support.shared import UnbrokenRuns
-from yaoki.cli.main import _resolve
+from yaoki.cli.options import training_config
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_lost_at_any_instant(tmp_path: Path, unbroken: Path, rng) -> None:
 def test_the_command_line_needs_no_recipe(tmp_path: Path) -> None:
     path, url = tmp_path / "run", f"file://{tmp_path}/store"
     run_to_end(path, make_config("train.steps=1", f"run.storage={url}"))
-    directory, config = _resolve(None, [f'run.storage="{url}"', "train.steps=2"], tmp_path / "new")
+    directory, config = training_config([f'run.storage="{url}"', "train.steps=2"], tmp_path / "new")
     assert not directory.exists, "fetched under the lock, when it trains"
     assert (config.train.steps, config.train.num_prompts, config.run.storage) == (2, 4, url)
     stored = json.loads((path / "config.json").read_text())

@@ -136,13 +136,13 @@ def test_before_the_first_checkpoint_the_journal_comes_back(tmp_path: Path) -> N
     assert bulk_of(tmp_path / "new") == bulk_of(path)
 
 
-def test_a_damaged_part_is_left_out(run: Path, tmp_path: Path) -> None:
-    part = next(name for name in stored() if name.startswith("rollouts/step-00000005"))
-    spoil(part)
+def test_a_damaged_segment_is_left_out(run: Path, tmp_path: Path) -> None:
+    segment = next(name for name in stored() if name.startswith("rollouts/step-00000005"))
+    spoil(segment)
     warnings: list[str] = []
     assert fetch(URL, tmp_path / "new", warnings.append)
     assert "its rollouts are sampled again" in warnings[0]
-    assert bulk_of(tmp_path / "new").keys() == needed_of(run).keys() - {part}
+    assert bulk_of(tmp_path / "new").keys() == needed_of(run).keys() - {segment}
 
 
 def test_metrics_that_were_cut_back_later_are_those_of_the_checkpoint(run: Path, tmp_path: Path) -> None:
@@ -245,5 +245,5 @@ def test_a_run_that_went_on_elsewhere_is_not_gone_on_with(run: Path, tmp_path: P
     do_step(tmp_path / "new", 6)
     save(tmp_path / "new", 6)
     new_copier(tmp_path / "new").copy()
-    with pytest.raises(RefusedError, match="has gone on elsewhere"):
+    with pytest.raises(RefusedError, match="was continued elsewhere"):
         new_copier(run)

@@ -15,7 +15,7 @@ from yaoki.mirror.layout import manifest_name
 from .samples import (
     FaultyFileSystem,
     Killed,
-    add_part,
+    add_segment,
     bulk_of,
     cut_back,
     do_step,
@@ -74,9 +74,9 @@ def test_what_is_referred_to_comes_first(run: Path) -> None:
     order = [effect.removeprefix("put ") for effect in effects]
     places = {name: order.index(name) for name in order}
     manifests = [manifest_name(2), manifest_name(4)]
-    parts = [name for name in order if name.startswith("rollouts/")]
+    segments = [name for name in order if name.startswith("rollouts/")]
     assert max(places[n] for n in ("run.json", "config.json", "model/tokenizer.json")) < places[manifests[0]]
-    assert max(places[n] for n in parts) < places["metrics.jsonl"] < places[manifests[0]]
+    assert max(places[n] for n in segments) < places["metrics.jsonl"] < places[manifests[0]]
     assert places[manifests[0]] < places[manifests[1]] < places["saved.json"]
 
 
@@ -225,13 +225,13 @@ def test_a_step_that_is_saved_again_while_it_is_copied(run: Path) -> None:
     assert whole_checkpoints() == [2, 4]
 
 
-def test_a_part_that_was_set_aside_is_removed(run: Path) -> None:
+def test_a_segment_that_was_quarantined_is_removed(run: Path) -> None:
     train(run, 1, 2)
-    part = add_part(run, 3, "bad")
-    add_part(run, 3, "good", 2)
+    segment = add_segment(run, 3, "bad")
+    add_segment(run, 3, "good", 2)
     copier = new_copier(run)
     copier.copy()
-    part.unlink()
+    segment.unlink()
     copier.copy()
     assert without_second_metrics(stored()) == bulk_of(run)
 
@@ -302,9 +302,8 @@ def test_killed_at_every_effect(tmp_path: Path, when: str) -> None:
             assert whole_checkpoints() == [4, 6]
 
 
-@pytest.mark.parametrize("num_times", [1, 3])
-def test_every_effect_fails(tmp_path: Path, num_times: int) -> None:
-    """Once: it is done again at once. Three times: the pass fails, and the next one goes on."""
+def test_every_effect_fails(tmp_path: Path) -> None:
+    """The pass fails, and the next one continues."""
     for index in range(num_effects(tmp_path)):
         with faulty_store():
             path = start_run(tmp_path / f"run-{index}")
@@ -313,19 +312,18 @@ def test_every_effect_fails(tmp_path: Path, num_times: int) -> None:
             watch([])
 
             def fail(verb: str, name: str, index: int = index, count=count) -> None:
-                if index <= next(count) < index + num_times:
+                if next(count) == index:
                     raise ConnectionError("reset by peer")
 
             FaultyFileSystem.before = staticmethod(fail)
-            if num_times == 3:
-                with pytest.raises(YaokiError, match="ConnectionError: reset by peer"):
-                    copier.copy()
+            with pytest.raises(YaokiError, match="ConnectionError: reset by peer"):
+                copier.copy()
             copier.copy()
             assert without_second_metrics(stored()) == bulk_of(path)
             assert whole_checkpoints() == [4, 6]
 
 
-ACTIONS = st.sampled_from(["step", "save", "prune", "prune", "set aside", "again", "attempt", "die"])
+ACTIONS = st.sampled_from(["step", "save", "prune", "prune", "quarantine", "again", "attempt", "die"])
 
 PLANS = st.lists(st.tuples(st.integers(0, 12), ACTIONS), max_size=4)
 """What happens after which effect of a pass."""
@@ -352,9 +350,9 @@ class Life:
                 prune(self.path, kept[0])
             case "again" if kept:
                 self.save(kept[-1])
-            case "set aside":
-                for part in sorted(self.path.glob(f"rollouts/step-{self.step:08d}/*"))[:1]:
-                    part.unlink()
+            case "quarantine":
+                for segment in sorted(self.path.glob(f"rollouts/step-{self.step:08d}/*"))[:1]:
+                    segment.unlink()
             case "die":
                 self.dies = True
 

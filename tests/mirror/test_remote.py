@@ -2,8 +2,11 @@
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO, ClassVar
 
 import pytest
 
@@ -15,12 +18,10 @@ from .samples import URL, FaultyFileSystem, Killed
 
 
 @pytest.fixture(params=["memory", "path", "s3"])
-def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Remote]:
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
     urls = {"memory": URL, "path": f"file://{tmp_path}/store/run"}
     url = urls.get(request.param) or request.getfixturevalue("s3_url")
-    made = Remote(url)
-    yield made
-    made.close()
+    return Remote(url)
 
 
 def test_files_are_put_read_listed_and_removed(remote: Remote, tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_half_a_file_never_has_its_name_on_a_path(tmp_path: Path, monkeypatch: p
     remote.put_bytes(b"old", "a")
     (tmp_path / "file").write_bytes(b"x" * 10)
 
-    def torn(path: Path) -> Iterator[bytes]:
+    def torn(file: BinaryIO) -> Iterator[bytes]:
         yield b"half"
         raise Killed
 
@@ -124,39 +125,73 @@ def test_a_bucket_that_is_not_there(s3_server: str) -> None:
     assert "test-secret" not in str(caught.value)
 
 
-def test_an_error_is_tried_again_and_then_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    tries: list[str] = []
-
-    def fail(verb: str, name: str) -> None:
-        tries.append(name)
-        if len(tries) < 3:
-            raise TimeoutError("too slow")
-
-    FaultyFileSystem.before = staticmethod(fail)
-    Remote(URL).put_bytes(b"", "a")
-    assert tries == ["a"] * 3
-    tries.clear()
-    FaultyFileSystem.before = staticmethod(lambda verb, name: (tries.append(name), 1 / 0)[0])
-    with pytest.raises(YaokiError, match=rf"cannot write {URL}/a: ZeroDivisionError: division by zero"):
+def test_an_error_is_told_with_its_place() -> None:
+    """Whatever a file system raises."""
+    FaultyFileSystem.before = staticmethod(lambda verb, name: 1 / 0)
+    message = rf"cannot write {URL}/a: ZeroDivisionError: division by zero"
+    with pytest.raises(YaokiError, match=message) as caught:
         Remote(URL).put_bytes(b"", "a")
-    assert len(tries) == 3
+    assert caught.value.hint
 
 
-def test_what_another_try_does_not_cure_is_told_at_once() -> None:
-    tries: list[str] = []
+class BusyStore(BaseHTTPRequestHandler):
+    """Answers the first requests with "slow down" or by hanging up, and accepts the others."""
 
-    def refuse(verb: str, name: str) -> None:
-        tries.append(name)
-        raise PermissionError("forbidden")
+    protocol_version = "HTTP/1.1"
+    refusals: ClassVar[list[str]] = []
+    accepted: ClassVar[list[bytes]] = []
 
-    FaultyFileSystem.before = staticmethod(refuse)
-    with pytest.raises(YaokiError, match="PermissionError: forbidden"):
-        Remote(URL).put_bytes(b"", "a")
-    assert len(tries) == 1
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        refusal = self.refusals.pop(0) if self.refusals else None
+        if refusal == "hang up":
+            self.close_connection = True
+            return
+        if refusal is None:
+            self.accepted.append(body)
+        self.send_response(200 if refusal is None else 503)
+        self.send_header("Content-Length", "0")
+        self.send_header("ETag", '"0"')
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def busy_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BusyStore]]:
+    pytest.importorskip("s3fs")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BusyStore)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    BusyStore.refusals.clear()
+    BusyStore.accepted.clear()
+    yield BusyStore
+    server.shutdown()
+
+
+def test_requests_to_s3_are_retried_by_its_client(busy_store: type[BusyStore]) -> None:
+    busy_store.refusals[:] = ["slow down", "hang up"]
+    Remote("s3://bucket/run").put_bytes(b"content", "a")
+    assert busy_store.refusals == []
+    assert [b"content" in body for body in busy_store.accepted] == [True]
+
+
+def test_the_environment_configures_the_retries_of_s3(
+    busy_store: type[BusyStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    busy_store.refusals[:] = ["slow down"] * 100
+    with pytest.raises(YaokiError, match=r"cannot write s3://bucket/run/a: .*Service Unavailable"):
+        Remote("s3://bucket/run").put_bytes(b"content", "a")
+    assert busy_store.accepted == []
+    assert len(busy_store.refusals) == 99
 
 
 def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
-    with pytest.raises(UsageError, match="holds a password") as caught:
+    with pytest.raises(UsageError, match="contains a password") as caught:
         Remote("ftp://me:hunter2@host/run")
     assert "hunter2" not in str(caught.value)
 

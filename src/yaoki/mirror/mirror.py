@@ -1,48 +1,45 @@
-"""Keeps the copy of a run at a URL up to date from a thread, while the run trains.
+"""Keeps the copy of a run at a URL up to date from a background thread while the run trains."""
 
-Knows when a pass is due and what becomes of its failures, not what a pass does.
-"""
-
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from threading import Condition
+from queue import Empty, SimpleQueue
 from types import TracebackType
+from typing import Any
 
 from yaoki.errors import YaokiError
 from yaoki.mirror.push import Copier
 from yaoki.mirror.remote import Remote
 from yaoki.thread import SerialThread
 
-_NUM_FAILURES = 5
-"""So many passes in a row that fail are an error; up to then they are warnings."""
-_FINISH_S = 600.0
-"""How long the last pass may take when all went well."""
-_LEAVE_S = 20.0
-"""And when the process is wanted gone: what is not copied then is copied by the next attempt."""
+_MAX_FAILURES = 5
+"""This many failed passes in a row are an error; fewer are warnings."""
+_FINISH_TIMEOUT_S = 600.0
+"""For the last pass of a run that ended well."""
+_STOP_TIMEOUT_S = 20.0
+"""For the last pass of a run that stops or fails; the next attempt copies what is missing then."""
+
+Failure = YaokiError | OSError | None
+"""Why a pass failed; None if it succeeded."""
 
 
 class Mirror:
-    """A context manager: in the block the copy is at most a pass and `every_s` behind the directory.
+    """A context manager: within the block the copy lags behind by `every_s` and the duration of a pass.
 
-    Leaving it makes one more pass. If that cannot be done, it is an error, or a warning when another error
-    is on its way. Nothing here touches the run.
+    Leaving the block makes one more pass. If that fails, it is an error, or a warning when another error is
+    already being raised. The run itself is never changed.
     """
 
     def __init__(self, directory: Path, url: str, every_s: float, warn: Callable[[str], None]) -> None:
         """`warn` is called on the thread. Raises UsageError, see Remote."""
-        self._remote = Remote(url)
-        self._copier = Copier(directory, self._remote, warn)
+        self._url = url.rstrip("/")
+        self._copier = Copier(directory, Remote(url), warn)
         self._every_s = every_s
         self._warn = warn
-        self._changed = Condition()
-        self._num_asked = 0
-        """Passes asked for: one counts if it begins after that."""
-        self._num_answered = 0
-        self._is_leaving = False
-        self._failures: list[Exception] = []
-        """Of the passes since the last one that went well."""
+        self._requests: SimpleQueue[Future[Failure] | None] = SimpleQueue()
+        """Each asks for a pass that starts from now on; None ends the thread."""
+        self._failures: list[YaokiError | OSError] = []
+        """Since the last successful pass."""
         self._worker: SerialThread | None = None
         self._loop: Future[None] = Future()
 
@@ -58,83 +55,72 @@ class Mirror:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.sync(_FINISH_S if error is None else _LEAVE_S)
+            self.sync(_FINISH_TIMEOUT_S if error is None else _STOP_TIMEOUT_S)
         except YaokiError as behind:
             if error is None:
                 raise
             self._warn(behind.message)
         finally:
-            with self._changed:
-                self._is_leaving = True
-                self._changed.notify_all()
+            self._requests.put(None)
             if self._worker is not None:
                 self._worker.close(0)
-            self._remote.close()
 
     def poll(self) -> None:
-        """Raise the YaokiError of the last pass if too many in a row have failed."""
-        with self._changed:
-            failures = list(self._failures)
+        """Raise the error of the last pass if too many in a row have failed."""
         if self._loop.done():
-            self._loop.result()  # a mistake in here
-        if len(failures) >= _NUM_FAILURES:
-            self._raise(failures[-1])
+            self._loop.result()  # a bug: passes catch what a store may raise
+        if len(self._failures) >= _MAX_FAILURES:
+            raise self._behind(self._failures[-1])
 
-    def sync(self, timeout_s: float = _FINISH_S) -> None:
-        """Return when all that is in the directory now is at the URL.
+    def sync(self, timeout_s: float = _FINISH_TIMEOUT_S) -> None:
+        """Return when the current content of the directory is at the URL.
 
-        Raises the YaokiError of the pass that should have done it, or one that it takes longer than this.
+        Raises YaokiError if the pass that copies it fails or takes longer than the timeout.
         """
-        deadline_s = time.monotonic() + timeout_s
-        with self._changed:
-            self._num_asked += 1
-            asked = self._num_asked
-            self._changed.notify_all()
-            while self._num_answered < asked and not self._loop.done():
-                if not self._changed.wait(min(1.0, deadline_s - time.monotonic())):
-                    self._require_time(deadline_s, timeout_s)
-            failures = list(self._failures)
+        request: Future[Failure] = Future()
+        self._requests.put(request)
+        either: list[Future[Any]] = [request, self._loop]
+        done, _ = wait(either, timeout_s, FIRST_COMPLETED)
+        if not done:
+            raise YaokiError(
+                f"{self._url} is not up to date after {timeout_s:g} s",
+                hint="nothing is lost: run the same command again, it copies what is missing",
+            )
         if self._loop.done():
             self._loop.result()
-        if failures:
-            self._raise(failures[-1])
+        if (failure := request.result()) is not None:
+            raise self._behind(failure)
 
     def _run(self) -> None:
-        """On the thread: passes, until somebody leaves."""
+        """On the thread: a pass per request, and every `every_s` without one."""
         while True:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._is_leaving or self._num_asked > self._num_answered, self._every_s
-                )
-                if self._is_leaving:
-                    return
-                asked = self._num_asked
+            try:
+                request = self._requests.get(timeout=self._every_s)
+            except Empty:
+                request = Future()
+            if request is None:
+                return
             failure = self._pass()
-            with self._changed:
-                self._failures = [*self._failures, failure] if failure else []
-                self._num_answered = asked
-                self._changed.notify_all()
+            self._failures = [] if failure is None else [*self._failures, failure]
+            request.set_result(failure)
 
-    def _pass(self) -> Exception | None:
+    def _pass(self) -> Failure:
         try:
             self._copier.copy()
         except (YaokiError, OSError) as error:
-            message = error.message if isinstance(error, YaokiError) else str(error)
-            self._warn(f"{self._remote.url} is behind, to be tried again: {message}")
+            self._warn(f"{self._url} is behind, the next pass tries again: {_message(error)}")
             return error
         return None
 
-    def _require_time(self, deadline_s: float, timeout_s: float) -> None:
-        if time.monotonic() >= deadline_s:
-            raise YaokiError(
-                f"{self._remote.url} is not up to date after {timeout_s:g} s",
-                hint="nothing is lost here: run the same command again, it copies what is missing",
-            )
+    def _behind(self, failure: YaokiError | OSError) -> YaokiError:
+        error = YaokiError(
+            f"{self._url} is behind the run: {_message(failure)}",
+            hint="check the storage, then run the same command again: it copies what is missing. To continue "
+            'without a copy: run.storage=""',
+        )
+        error.__cause__ = failure
+        return error
 
-    def _raise(self, failure: Exception) -> None:
-        message = failure.message if isinstance(failure, YaokiError) else str(failure)
-        raise YaokiError(
-            f"{self._remote.url} is behind the run: {message}",
-            hint="see to the storage, then run the same command again: it copies what is missing. To go on "
-            'without: run.storage=""',
-        ) from failure
+
+def _message(error: YaokiError | OSError) -> str:
+    return error.message if isinstance(error, YaokiError) else str(error)

@@ -1,29 +1,22 @@
-"""Files at a URL, through fsspec: put, read, list, remove. Knows nothing of runs.
+"""Files at a URL, through fsspec: put, read, list, remove.
 
-A file is put whole or not at all, and a name that was put is seen at once: S3, Google's and Azure's object
-stores promise both, and on a path of this machine it is arranged here. Nothing is ever renamed there. What
-goes wrong is a YaokiError that says what, where, and what to do; credentials are the environment's.
+A file is put whole or not at all and is visible as soon as it was put: the object stores of S3, Google and
+Azure guarantee both; on a local path a rename does. Nothing is renamed in a store. Every failure is a
+YaokiError with the operation, the URL and a hint. Credentials come from the environment. Requests are retried
+by the store's own client.
 """
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from yaoki import fs
 from yaoki.errors import UsageError, YaokiError
-from yaoki.thread import SerialThread
-
-T = TypeVar("T")
 
 PIECE_BYTES = 32 << 20
-"""What is read at once; files may be larger than memory."""
-_PAUSES_S = (0.2, 1.0)
-"""Before the second and the third try; what fails then is for the caller to try again."""
-_FINAL = (FileNotFoundError, PermissionError, NotImplementedError)
-"""Errors that another try does not cure."""
+"""Number of bytes read at once; files may be larger than memory."""
 _UNFINISHED_SUFFIX = ".unfinished"
 
 
@@ -31,113 +24,90 @@ class Remote:
     """The files under one URL. Any thread may use it, one at a time."""
 
     def __init__(self, url: str) -> None:
-        """Nothing is sent yet.
+        """Sends nothing yet.
 
-        Raises UsageError for a URL that holds a password or that no installed package can serve.
+        Raises UsageError for a URL that contains a password or that no installed package can serve.
         """
         self.url = url.rstrip("/")
         if urlsplit(url).password is not None:
             raise UsageError(
-                "run.storage holds a password, which would be written into the run's config",
-                hint="leave it out, and set it in the environment, as fsspec's page on that file system says",
+                "run.storage contains a password, which would be written into the run's config",
+                hint="leave it out and set it in the environment, see fsspec's page on that file system",
             )
         self._fs, self._root = _file_system(self.url)
         self._is_local = "file" in _protocols(self._fs)
-        self._worker = SerialThread("storage")  # hands over whatever a file system may raise
-
-    def close(self) -> None:
-        """Let go of the thread; what it still does is not waited for."""
-        self._worker.close(0)
 
     def list(self) -> dict[str, int]:
-        """Names of all files, and their sizes in bytes; none if there is nothing at the URL."""
-
-        def find() -> dict[str, int]:
+        """Names of all files, and their sizes in bytes; empty if there is nothing at the URL."""
+        with self._named_errors("list"):
             self._fs.invalidate_cache()
             try:
                 found = self._fs.find(self._root, detail=True)
             except FileNotFoundError:
                 return {}
-            prefix = self._root + "/"
-            return {
-                path.removeprefix(prefix): int(info["size"])
-                for path, info in sorted(found.items())
-                if path.startswith(prefix) and not path.endswith(_UNFINISHED_SUFFIX)
-            }
-
-        return self._try("list", "", find)
+        prefix = self._root + "/"
+        return {
+            path.removeprefix(prefix): int(info["size"])
+            for path, info in sorted(found.items())
+            if path.startswith(prefix) and not path.endswith(_UNFINISHED_SUFFIX)
+        }
 
     def put(self, source: Path, name: str) -> None:
-        """Copy a file of this machine, in several pieces if it is large.
+        """Upload a local file, in several parts if it is large.
 
-        Raises FileNotFoundError if there is no such file here (any more), YaokiError for all else.
+        Raises FileNotFoundError if the local file does not exist or disappears, YaokiError for all else.
         """
-        with source.open("rb"):
-            pass
-
-        def copy() -> None:
-            if not source.exists():
-                raise _Vanished
-            if self._is_local:
-                self._put_on_a_path(name, _pieces(source))
-            else:
-                self._fs.put_file(str(source), self._path(name))
-
-        try:
-            self._try("write", name, copy)
-        except _Vanished as error:
-            raise FileNotFoundError(source) from error
+        with source.open("rb") as file:
+            try:
+                with self._named_errors("write", name):
+                    if self._is_local:
+                        self._put_on_path(name, _pieces(file))
+                    else:
+                        self._fs.put_file(str(source), self._path(name))
+            except YaokiError as error:
+                if not source.exists():
+                    raise FileNotFoundError(source) from error
+                raise
 
     def put_bytes(self, data: bytes, name: str) -> None:
-        """Make `data` what `name` holds."""
-
-        def write() -> None:
+        """Create or replace a small file."""
+        with self._named_errors("write", name):
             if self._is_local:
-                self._put_on_a_path(name, iter([data]))
+                self._put_on_path(name, [data])
             else:
                 self._fs.pipe_file(self._path(name), data)
 
-        self._try("write", name, write)
-
     def read(self, name: str) -> bytes | None:
-        """All bytes of a small file; None if there is none."""
-
-        def read() -> bytes | None:
+        """All bytes of a small file; None if it does not exist."""
+        with self._named_errors("read", name):
             try:
                 return bytes(self._fs.cat_file(self._path(name)))
             except FileNotFoundError:
                 return None
 
-        return self._try("read", name, read)
-
     def pieces(self, name: str, size_bytes: int) -> Iterator[bytes]:
-        """The first `size_bytes` of a file, piece by piece; fewer if it has fewer."""
+        """The first `size_bytes` of a file, piece by piece; less if the file is shorter."""
         for start in range(0, size_bytes, PIECE_BYTES):
-            end = min(start + PIECE_BYTES, size_bytes)
-
-            def read(start: int = start, end: int = end) -> bytes:
-                return bytes(self._fs.cat_file(self._path(name), start=start, end=end))
-
-            yield self._try("read", name, read)
+            with self._named_errors("read", name):
+                end = min(start + PIECE_BYTES, size_bytes)
+                piece = bytes(self._fs.cat_file(self._path(name), start=start, end=end))
+            yield piece
 
     def remove(self, name: str) -> None:
-        """Remove a file; fine if there is none."""
-
-        def remove() -> None:
-            path = self._path(name)
+        """Remove a file; no-op if it does not exist."""
+        path = self._path(name)
+        with self._named_errors("remove", name):
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(path)
             if self._is_local:
                 with contextlib.suppress(OSError):  # its folder holds other files
                     Path(path).parent.rmdir()
 
-        self._try("remove", name, remove)
-
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _put_on_a_path(self, name: str, pieces: Iterator[bytes]) -> None:
-        """Here a rename is at hand, and without it a crash would leave half a file under its name."""
+    def _put_on_path(self, name: str, pieces: Iterable[bytes]) -> None:
+        """Write under another name and rename: a crash must not leave half a file under its name."""
         target = Path(self._path(name))
         unfinished = target.with_name(target.name + _UNFINISHED_SUFFIX)
         fs.make_directory(target.parent)
@@ -147,33 +117,22 @@ class Remote:
                 file.write(piece)
         fs.replace_durably(unfinished, target)
 
-    def _try(self, verb: str, name: str, call: Callable[[], T]) -> T:
-        """Up to three times. Whatever a file system raises becomes one of our errors."""
-        for pause_s in (*_PAUSES_S, None):
-            done = self._worker.submit(call)
-            error = done.exception()
-            if error is None:
-                return done.result()
-            if isinstance(error, _Vanished) or not isinstance(error, Exception):
-                raise error
-            if pause_s is None or isinstance(error, _FINAL):
-                break
-            time.sleep(pause_s)
-        where = f"{self.url}/{name}" if name else self.url
-        raise YaokiError(
-            f"cannot {verb} {where}: {type(error).__name__}: {error}",
-            hint="see to the network, to the permissions and to the credentials in the environment; the run "
-            "directory on this machine is not touched by it",
-        ) from error
-
-
-class _Vanished(Exception):
-    """The file of this machine is gone, which is no fault of the URL."""
+    @contextlib.contextmanager
+    def _named_errors(self, verb: str, name: str = "") -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            where = f"{self.url}/{name}" if name else self.url
+            raise YaokiError(
+                f"cannot {verb} {where}: {type(error).__name__}: {error}",
+                hint="check the network, the permissions and the credentials in the environment; the run "
+                "directory on this machine is not affected",
+            ) from error
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    """The file system that serves `url`, and the path of it in there."""
-    hint = "install what serves this URL: pip install 'yaoki[storage]' for S3; fsspec's pages for others"
+    """The file system that serves `url`, and the path of `url` in it."""
+    hint = "install a package for this URL: pip install 'yaoki[storage]' for S3; see fsspec for others"
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
@@ -190,7 +149,6 @@ def _protocols(file_system: Any) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(found)
 
 
-def _pieces(source: Path) -> Iterator[bytes]:
-    with source.open("rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            yield piece
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(PIECE_BYTES):
+        yield piece

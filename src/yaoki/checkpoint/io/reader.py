@@ -20,7 +20,6 @@ from yaoki.checkpoint.io.compatible import (
     signature_of,
 )
 from yaoki.checkpoint.io.read_plan import ByteRange, ReadPlan, Scatter, Tensors
-from yaoki.checkpoint.io.sharding import local_tensor
 from yaoki.checkpoint.io.snapshot import PartState, tied
 from yaoki.checkpoint.io.tensor_file import TensorFile, tensor_files
 from yaoki.checkpoint.layout import STATE
@@ -28,6 +27,7 @@ from yaoki.checkpoint.manifest import Manifest, Scope
 from yaoki.checkpoint.verify import read_checked, read_manifest, read_small_checked, whole_chunks
 from yaoki.errors import CorruptCheckpointError
 from yaoki.ranks.agree import run_on_all
+from yaoki.ranks.torch_internals import local_tensor
 from yaoki.ranks.world import Channel
 from yaoki.strict_json import JSON, FormatError, parse
 

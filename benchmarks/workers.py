@@ -22,7 +22,6 @@ from tests.support.learners import config, learner, never, rollouts
 from tests.support.ranks import on_ranks
 from tests.support.snapshots import INFO
 from yaoki.checkpoint.io import reader
-from yaoki.checkpoint.io.sharding import local_tensor
 from yaoki.checkpoint.io.snapshot import PartState, Snapshot
 from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import Scope
@@ -30,6 +29,7 @@ from yaoki.checkpoint.verify import read_manifest
 from yaoki.learner.network import TrainedNetwork
 from yaoki.learner.shard import full_tensor, shard
 from yaoki.models.builtin import tiny_config, tiny_random, tiny_tokenizer
+from yaoki.ranks.torch_internals import local_tensor
 from yaoki.ranks.world import World
 
 SIZES = (1, 2, 3, 4)

@@ -17,11 +17,12 @@ from tests.support.ranks import Failure, on_ranks, outcomes
 from tests.support.snapshots import INFO
 from yaoki.checkpoint.io import reader
 from yaoki.checkpoint.io.reader import load, read_into
-from yaoki.checkpoint.io.sharding import local_shard_of, local_tensor
+from yaoki.checkpoint.io.sharding import local_shard_of
 from yaoki.checkpoint.io.snapshot import PartState, Snapshot
 from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.manifest import FileEntry, Scope
 from yaoki.checkpoint.verify import read_checked, read_manifest, verify, whole_chunks
+from yaoki.ranks.torch_internals import local_tensor
 from yaoki.ranks.world import World
 
 NAME = "step-00000001"

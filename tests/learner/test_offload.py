@@ -9,9 +9,9 @@ import torch
 from tests.support.batches import KL_LOSS, SMALL, scored
 from tests.support.learners import config, learner, never
 from tests.support.ranks import on_ranks
-from yaoki.checkpoint.io.sharding import local_tensor
 from yaoki.learner.learner import Learner
 from yaoki.learner.shard import full_tensor
+from yaoki.ranks.torch_internals import local_tensor
 from yaoki.ranks.world import World
 
 

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
-from typing import Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 from torch._C._distributed_c10d import Store
 
 from yaoki.errors import CorruptCheckpointError, PeerLostError, StopRequested, YaokiError
-from yaoki.ranks.world import World, peers_expected
+from yaoki.ranks.world import Channel, World, peers_expected
 from yaoki.strict_json import JSON, encode, parse
 
 T = TypeVar("T")
@@ -19,33 +19,12 @@ class Cancelled(Exception):
     """The work is no longer needed and was given up."""
 
 
-class Ranks(Protocol):
-    """Messages between all ranks; all make the same calls, in the same order, from one thread each."""
-
-    rank: int
-    size: int
-
-    def gather(self, message: bytes) -> list[bytes]:
-        """What every rank says, in the order of the ranks."""
-        ...
-
-
-class OneRank:
-    """A rank alone."""
-
-    rank = 0
-    size = 1
-
-    def gather(self, message: bytes) -> list[bytes]:
-        return [message]
-
-
-def all_gather_json(ranks: Ranks, value: T) -> list[T]:
+def all_gather_json(ranks: Channel, value: T) -> list[T]:
     """All-gather of JSON values, in the order of the ranks."""
     return [cast(T, parse(message)) for message in ranks.gather(encode(value))]
 
 
-def run_on_all(ranks: Ranks, work: Callable[[], T]) -> T:
+def run_on_all(ranks: Channel, work: Callable[[], T]) -> T:
     """Do a piece of work on every rank; it succeeds on all, or fails on all.
 
     Raises: what `work` raises on this rank; else what it raised on the first rank where it failed: Cancelled,

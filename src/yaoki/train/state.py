@@ -13,7 +13,6 @@ import xxhash
 from torch import Tensor
 
 from yaoki.checkpoint.io.reader import restore_into
-from yaoki.checkpoint.io.sharding import local_tensor
 from yaoki.checkpoint.io.snapshot import PartState, Snapshot
 from yaoki.checkpoint.manifest import Scope
 from yaoki.data.prompts import LoaderState, PromptLoader
@@ -22,6 +21,7 @@ from yaoki.journal.metrics import LogPosition, MetricsLog
 from yaoki.learner.learner import Learner, UpdateStats
 from yaoki.learner.network import TrainedNetwork
 from yaoki.ranks.agree import all_gather_json
+from yaoki.ranks.torch_internals import local_tensor
 from yaoki.ranks.world import World
 from yaoki.rl.kl import KLController
 from yaoki.strict_json import JSON, encode

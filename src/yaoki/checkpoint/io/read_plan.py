@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from yaoki.checkpoint.io.sharding import LocalShard, local_shard_of, local_tensor
+from yaoki.checkpoint.io.sharding import LocalShard, local_shard_of
 from yaoki.checkpoint.io.tensor_file import StoredRows, StoredTensor, TensorFile
 from yaoki.checkpoint.manifest import Manifest
 from yaoki.errors import CorruptCheckpointError
+from yaoki.ranks.torch_internals import local_tensor
 
 Tensors = Mapping[str, torch.Tensor]
 

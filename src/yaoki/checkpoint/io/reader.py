@@ -20,14 +20,15 @@ from yaoki.checkpoint.io.compatible import (
     signature_of,
 )
 from yaoki.checkpoint.io.read_plan import ByteRange, ReadPlan, Scatter, Tensors
-from yaoki.checkpoint.io.sharding import local_tensor
 from yaoki.checkpoint.io.snapshot import PartState, tied
 from yaoki.checkpoint.io.tensor_file import TensorFile, tensor_files
 from yaoki.checkpoint.layout import STATE
 from yaoki.checkpoint.manifest import Manifest, Scope
 from yaoki.checkpoint.verify import read_checked, read_manifest, read_small_checked, whole_chunks
 from yaoki.errors import CorruptCheckpointError
-from yaoki.ranks.agree import OneRank, Ranks, run_on_all
+from yaoki.ranks.agree import run_on_all
+from yaoki.ranks.torch_internals import local_tensor
+from yaoki.ranks.world import Channel
 from yaoki.strict_json import JSON, FormatError, parse
 
 
@@ -65,7 +66,7 @@ def load(
     manifest = read_manifest(directory) if verified is None else verified
     if expected_parts is not None:
         require_parts(directory, manifest, expected_parts)
-    return _read(directory, manifest, {}, only, OneRank(), rank)
+    return _read(directory, manifest, {}, only, Channel(0, 1), rank)
 
 
 def read_into(
@@ -74,7 +75,7 @@ def read_into(
     targets: Mapping[str, Tensors],
     *,
     only: Collection[str] | None = None,
-    ranks: Ranks | None = None,
+    ranks: Channel | None = None,
 ) -> LoadedCheckpoint:
     """Read a checkpoint once, from the disk, and verify it while its tensors are copied into `targets`.
 
@@ -96,7 +97,7 @@ def read_into(
         CorruptCheckpointError: a file is missing, or has not the size, digest or header that it should.
         RefusedError: the targets are not the tensors of their parts.
     """
-    ranks = OneRank() if ranks is None else ranks
+    ranks = Channel(0, 1) if ranks is None else ranks
     return _read(directory, manifest, targets, only, ranks, min(ranks.rank, manifest.world_size - 1))
 
 
@@ -105,7 +106,7 @@ def _read(
     manifest: Manifest,
     targets: Mapping[str, Tensors],
     only: Collection[str] | None,
-    ranks: Ranks,
+    ranks: Channel,
     own: int,
 ) -> LoadedCheckpoint:
     """`own` is the rank whose state is read of parts that each rank has for itself."""
@@ -123,7 +124,7 @@ def _read(
     return LoadedCheckpoint(directory, manifest, parts)
 
 
-def _read_files(files: Sequence[TensorFile], landing: ReadPlan, ranks: Ranks) -> None:
+def _read_files(files: Sequence[TensorFile], landing: ReadPlan, ranks: Channel) -> None:
     blocks = new_blocks()
     for file in files:
         pieces = [piece for stored in file.order if (piece := landing.piece(file, stored)) is not None]
@@ -132,7 +133,7 @@ def _read_files(files: Sequence[TensorFile], landing: ReadPlan, ranks: Ranks) ->
             read_checked(file.path, file.entry, blocks, Scatter(file.path, file.header, pieces).take, spans)
 
 
-def _spans(file: TensorFile, pieces: Sequence[ByteRange], ranks: Ranks) -> list[tuple[int, int]]:
+def _spans(file: TensorFile, pieces: Sequence[ByteRange], ranks: Channel) -> list[tuple[int, int]]:
     """What this rank reads of a file: the header and the rows that it holds, in whole chunks.
 
     So the ranks together read all of it. What nobody holds, one of them reads: it is to be whole, too.

@@ -29,7 +29,8 @@ from yaoki.checkpoint.io.writer import (
 from yaoki.checkpoint.layout import MANIFEST
 from yaoki.checkpoint.manifest import FORMAT_VERSION, Manifest, PartEntry, parse_manifest
 from yaoki.errors import YaokiError
-from yaoki.ranks.agree import Ranks, all_gather_json, run_on_all
+from yaoki.ranks.agree import all_gather_json, run_on_all
+from yaoki.ranks.world import Channel
 from yaoki.strict_json import JSON, FormatError, decode, encode
 from yaoki.types import Poll
 
@@ -53,7 +54,7 @@ class SaveInfo:
 class Saving:
     """The parts of one save that do not change from file to file."""
 
-    ranks: Ranks
+    ranks: Channel
     path: Path
     """The name that the checkpoint will have, for messages."""
     unfinished: Path

@@ -6,11 +6,11 @@ knows nothing of files.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from yaoki.errors import YaokiError
+from yaoki.ranks.torch_internals import is_sharded, local_shape_and_offset, local_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +38,6 @@ class LocalShard:
         return math.prod(self.global_shape[1:])
 
 
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Each rank holds other rows of it."""
-    return hasattr(tensor, "_local_tensor")
-
-
-def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's rows, in the memory where they live."""
-    rows: Any = getattr(tensor, "_local_tensor", tensor)
-    return rows.detach()  # type: ignore[no-any-return]
-
-
 def local_shard_of(tensor: torch.Tensor) -> LocalShard:
     """Which rows `local_tensor` gives.
 
@@ -58,13 +47,9 @@ def local_shard_of(tensor: torch.Tensor) -> LocalShard:
     shape = tuple(tensor.shape)
     if not is_sharded(tensor):
         return LocalShard(shape, 0, shape[0] if shape else 1)
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    assert isinstance(tensor, DTensor)
-    held, offsets = compute_local_shape_and_global_offset(shape, tensor.device_mesh, tensor.placements)
-    if tuple(held[1:]) != shape[1:]:
-        raise YaokiError(f"a tensor of shape {shape} is spread as {tensor.placements}, not by rows")
+    held, offsets = local_shape_and_offset(tensor)
+    if held[1:] != shape[1:]:
+        raise YaokiError(f"a tensor of shape {shape} is sharded into {held}, not along its first dimension")
     return LocalShard(shape, offsets[0] if held[0] else 0, held[0])
 
 

@@ -11,10 +11,10 @@ from types import MappingProxyType
 
 import torch
 
-from yaoki.checkpoint.io.sharding import local_tensor
 from yaoki.checkpoint.layout import is_plain_name
 from yaoki.checkpoint.manifest import Scope
 from yaoki.errors import YaokiError
+from yaoki.ranks.torch_internals import local_tensor
 from yaoki.strict_json import JSON
 
 DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(

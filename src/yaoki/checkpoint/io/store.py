@@ -29,7 +29,8 @@ from yaoki.checkpoint.layout import Kind, directory_name, parse_directory, repla
 from yaoki.checkpoint.manifest import Manifest
 from yaoki.checkpoint.verify import read_back
 from yaoki.errors import CorruptCheckpointError, YaokiError
-from yaoki.ranks.agree import OneRank, Ranks, run_on_all
+from yaoki.ranks.agree import run_on_all
+from yaoki.ranks.world import Channel
 from yaoki.types import Poll
 
 
@@ -60,7 +61,7 @@ class CheckpointStore(Catalog):
     """
 
     def __init__(
-        self, directory: Path, verified: ValidCheckpoint | None = None, ranks: Ranks | None = None
+        self, directory: Path, verified: ValidCheckpoint | None = None, ranks: Channel | None = None
     ) -> None:
         """`verified`: what the ranks have just read in full; unchanged parts are linked to its files, and it
         is not read again only to be kept."""
@@ -68,7 +69,7 @@ class CheckpointStore(Catalog):
         if verified is not None:
             self._verified.add(verified.path)
         self._newest_verified = verified
-        self._ranks: Ranks = OneRank() if ranks is None else ranks
+        self._ranks = Channel(0, 1) if ranks is None else ranks
 
     @property
     def is_first(self) -> bool:

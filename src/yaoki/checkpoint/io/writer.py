@@ -14,12 +14,13 @@ from yaoki import fs
 from yaoki.checkpoint.chunks import chunk_bytes_of
 from yaoki.checkpoint.direct_io import DiskWriter
 from yaoki.checkpoint.io.frozen import FrozenTensors, pieces_of
-from yaoki.checkpoint.io.sharding import local_shard_of, local_tensor, writes_shard
+from yaoki.checkpoint.io.sharding import local_shard_of, writes_shard
 from yaoki.checkpoint.io.snapshot import DTYPE_NAMES, PartState, Snapshot
 from yaoki.checkpoint.io.tensor_file import StoredTensor, header, in_file_order
 from yaoki.checkpoint.layout import STATE, part_file_name
 from yaoki.checkpoint.manifest import FileEntry, Scope, ShardEntry, TensorEntry
 from yaoki.errors import YaokiError
+from yaoki.ranks.torch_internals import local_tensor
 from yaoki.strict_json import JSON, FormatError, encode_state
 
 

@@ -32,8 +32,9 @@ class Done:
 @pytest.fixture(scope="session", autouse=True)
 def _hooks(tmp_path_factory: pytest.TempPathFactory, _surroundings: None) -> Iterator[None]:
     """The hooks in every process."""
+    places = [str(REPOSITORY / "tests/launch/hooks"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY / "tests/launch/hooks"), str(REPOSITORY)]))
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, places)))
         patch.setenv("YAOKI_TEST_PLANS", str(tmp_path_factory.mktemp("plans")))
         yield
 
@@ -103,7 +104,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def outcomes(path: Path) -> list[str]:
     """How the attempts of a run ended."""
-    return [attempt["outcome"] for attempt in RunDirectory(path).attempts()]
+    return [attempt.outcome for attempt in RunDirectory(path).attempts()]
 
 
 def processes_of(path: Path) -> list[int]:

@@ -3,7 +3,7 @@
 import pytest
 
 from yaoki.launch.coordinator import MAX_IDLE_GROUPS, Coordinator, Ending
-from yaoki.launch.process import Follower, last_words
+from yaoki.launch.process import LogTail, error_tail
 
 KILLED = Ending(1, -9, "")
 LOST = Ending(0, 6, "error: another worker of this run is gone")
@@ -60,9 +60,9 @@ def test_groups_that_finish_no_step_are_the_end_of_it() -> None:
 
 
 @pytest.mark.parametrize("ending", [KILLED, LOST, STOPPED, UNFORESEEN])
-def test_who_dies_on_the_way_out_has_stopped(ending: Ending) -> None:
+def test_a_worker_that_dies_while_stopping_has_stopped(ending: Ending) -> None:
     coordinator = Coordinator()
-    assert not coordinator.ask_to_stop(), "there is nobody yet"
+    assert not coordinator.ask_to_stop(), "no worker was started yet"
     coordinator.begin(2, 0)
     assert coordinator.ask_to_stop()
     assert coordinator.commands() == (True, False)
@@ -72,7 +72,7 @@ def test_who_dies_on_the_way_out_has_stopped(ending: Ending) -> None:
     assert found.code == 75
 
 
-def test_an_error_on_the_way_out_is_an_error() -> None:
+def test_an_error_while_stopping_is_an_error() -> None:
     coordinator = Coordinator()
     coordinator.begin(2, 0)
     coordinator.ask_to_stop()
@@ -82,7 +82,7 @@ def test_an_error_on_the_way_out_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("said", "error"),
     [
         ("", ""),
         ("step 1\nstep 2\n", ""),
@@ -93,28 +93,28 @@ def test_an_error_on_the_way_out_is_an_error() -> None:
         ("error: at first\nstep\nerror: at last\n", "error: at last"),
     ],
 )
-def test_the_last_words_of_a_log(said: str, words: str, tmp_path) -> None:
+def test_the_error_at_the_end_of_a_log(said: str, error: str, tmp_path) -> None:
     log = tmp_path / "log"
     log.write_text("error: of another attempt\n")
     begin = log.stat().st_size
     log.write_text(log.read_text() + said)
-    assert last_words(log, begin) == words
+    assert error_tail(log, begin) == error
 
 
 def test_a_log_is_followed_line_by_line(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log"
     log.write_text("before\n")
-    follower = Follower(log)
+    tail = LogTail(log)
     for new, shown in [("", ""), ("one\ntw", "one\n"), ("o\n", "two\n"), ("\u516b\n", "\u516b\n")]:
         with log.open("a") as file:
             file.write(new)
-        follower.show()
+        tail.print_new()
         assert capsys.readouterr().err == shown
 
 
 def test_a_log_that_is_not_there_yet(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    follower = Follower(tmp_path / "log")
-    follower.show()
+    tail = LogTail(tmp_path / "log")
+    tail.print_new()
     (tmp_path / "log").write_text("one\n")
-    follower.show()
+    tail.print_new()
     assert capsys.readouterr().err == "one\n"

@@ -27,7 +27,7 @@ def test_a_killed_worker_ends_all_and_the_same_command_goes_on(
     done = start(*words).done()
     assert done.code == 128 + signal.SIGKILL, done.said
     assert done.said.count("error:") == 1
-    assert "error: worker 1 was killed by SIGKILL; the others were ended" in done.said
+    assert "error: worker 1 was killed by SIGKILL; the other workers were stopped" in done.said
     assert f"hint: its log is {run / 'logs' / 'worker-001.log'}" in done.said
     assert processes_of(run) == []
     assert outcomes(run) == ["failed"]  # so the first worker could still say
@@ -90,7 +90,7 @@ def test_an_exception_is_shown_once(start: Callable, words: list[str], run: Path
     assert done.code == 1, done.said
     assert done.said.count("ZeroDivisionError: on purpose") == 1
     assert done.said.count("Traceback") == 1
-    assert "error: worker 1 failed with exit code 1; the others were ended" in done.said
+    assert "error: worker 1 failed with exit code 1; the other workers were stopped" in done.said
     assert processes_of(run) == []
 
 
@@ -98,7 +98,7 @@ def test_a_worker_that_hangs_is_named(start: Callable, words: list[str], run: Pa
     (plans / "hold-generate-1").write_text("2")  # for ever
     done = start(*words, "run.peer_timeout_s=4").done()
     assert done.code == 6, done.said
-    assert "error: worker 1 did not answer for run.peer_timeout_s; all were ended" in done.said
+    assert "error: worker 1 did not respond for run.peer_timeout_s; all workers were stopped" in done.said
     assert done.said.count("error:") == 1, done.said
     assert processes_of(run) == []
 
@@ -167,6 +167,6 @@ def test_a_second_signal_is_told_as_one(start: Callable, words: list[str], run: 
         time.sleep(1.0)
     done = command.done()
     assert done.code == 128 + signal.SIGINT, done.said
-    assert "SIGINT came twice: all left at once" in done.said
+    assert "SIGINT received twice: the workers exited without saving" in done.said
     assert "failed" not in done.said
     assert processes_of(run) == []

@@ -180,8 +180,7 @@ def describe_proof(proof: Proof) -> str:
     ]
     verdict = (
         f"Proved: over {proof.steps} steps, a run that was killed and resumed and one that was replayed from "
-        "its journal\nended with the same bits as the unbroken one; one that restored its weights alone did "
-        "not."
+        "its journal\nended with the same bits as the unbroken one; with only weights restored it did not."
         if proof.holds
         else "NOT proved: a component differs that should be equal, or weights alone gave the same policy."
     )

@@ -27,7 +27,7 @@ from yaoki.checkpoint.verify import verify
 from yaoki.config.load import load_config
 from yaoki.errors import RefusedError, YaokiError
 from yaoki.journal.metrics import read_rows
-from yaoki.journal.step_row import CLOCK_FIELDS
+from yaoki.journal.step_row import CLOCK_FIELDS, StepRow
 from yaoki.runs.directory import RunDirectory
 
 UNBROKEN, RESUMED, REPLAYED, WEIGHTS_ONLY = "unbroken", "killed and resumed", "replayed", "weights only"
@@ -148,7 +148,7 @@ class Prover:
             )
         self._note(f"{name}: SIGKILL after the row of step {len(self._rows(name))}")
         self._train(name, overrides)
-        reused = sum(row["timing"]["num_reused_rollouts"] for row in self._rows(name) if row["attempt"] == 2)
+        reused = sum(row.timing.num_reused_rollouts for row in self._rows(name) if row.attempt == 2)
         self._note(f"{name}: resumed, {reused} rollouts taken from the journal")
 
     def _is_killed(self, name: str, overrides: Sequence[str], after_step: int) -> bool:
@@ -158,7 +158,7 @@ class Prover:
                 time.sleep(_POLL_S)
             rows = self._rows(name)
             if rows:
-                time.sleep(self._rng.uniform(0, 0.9 * rows[-1]["timing"]["step_s"]))
+                time.sleep(self._rng.uniform(0, 0.9 * rows[-1].timing.step_s))
             process.kill()
             if process.wait() == -signal.SIGKILL:
                 return len(self._rows(name)) < self._steps
@@ -200,8 +200,8 @@ class Prover:
     def _log(self, name: str) -> Path:
         return self._scratch / f"{name}.log"
 
-    def _rows(self, name: str) -> list[dict[str, Any]]:
-        return [row.to_json() for row in read_rows(self._scratch / name / "metrics.jsonl")]
+    def _rows(self, name: str) -> list[StepRow]:
+        return read_rows(RunDirectory(self._scratch / name).metrics_path)
 
     def _note(self, text: str) -> None:
         self._events.append(text)
@@ -219,9 +219,9 @@ class Prover:
             if part not in _CLOCK_PARTS:
                 digests[part] = _digest(value)
         rows = self._rows(name)
-        trajectory = [{key: row[key] for key in row if key not in CLOCK_FIELDS} for row in rows]
+        trajectory = [row.model_dump(exclude_unset=True, exclude=set(CLOCK_FIELDS)) for row in rows]
         return digests | {
-            "rollouts": _digest([row["fingerprint"]["rollouts"] for row in rows]),
+            "rollouts": _digest([row.fingerprint["rollouts"] for row in rows]),
             "metrics rows": _digest(trajectory),
         }
 

@@ -1,1 +1,1 @@
-"""Starting the workers of a run."""
+"""Launchers: they start and supervise the workers of a run."""

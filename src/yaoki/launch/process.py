@@ -1,7 +1,4 @@
-"""A worker as a process: how a launcher starts it, what it said at its end, how it ends with its launcher.
-
-It knows nothing of what workers do, nor of how many there are.
-"""
+"""Worker processes: starting them, ending them with their launcher, and reading and showing their errors."""
 
 import ctypes
 import os
@@ -9,7 +6,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,9 +15,12 @@ from yaoki.ranks.environment import DEATH_SIGNAL, LAUNCHER_PID
 
 Process = subprocess.Popen[bytes]
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Signals that ask a run to save and exit."""
+
 _SET_PARENT_DEATH_SIGNAL = 1
 _RANK = re.compile(r"^\[rank\d+\]: ?", re.MULTILINE)
-"""Before each line of a traceback, where torch has process groups."""
+"""torch's prefix of each line of a traceback, where there are process groups."""
 
 
 def start(
@@ -33,10 +34,10 @@ def start(
     """Run `python -m yaoki ARGUMENTS` as a worker of this process.
 
     Args:
-        environment: what is set beside this process's own variables.
-        log: where it says what it has to say; None for this process's own terminal.
-        death_signal: what the worker gets when this process (the thread that calls this) is gone.
-        directory: where it runs; None for this process's own.
+        environment: set in addition to this process's variables.
+        log: receives stdout and stderr; None for this process's terminal.
+        death_signal: sent to the worker when this process (the thread that calls this) ends.
+        directory: working directory; None for this process's own.
     """
     own = {LAUNCHER_PID: str(os.getpid()), DEATH_SIGNAL: str(int(death_signal))}
     return subprocess.Popen(
@@ -46,75 +47,82 @@ def start(
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        start_new_session=True,  # signals of the terminal go to the launcher, which passes them on once
+        start_new_session=True,  # the terminal signals the launcher only, which forwards each signal once
     )
 
 
 def end_with_launcher() -> None:
-    """In a worker: have the system send a signal when its launcher is gone, however that came about."""
+    """In a worker: make the kernel send a signal when the launcher ends, in whatever way."""
     launcher = os.environ.get(LAUNCHER_PID)
     if launcher is None or sys.platform != "linux":
         return
     number = int(os.environ[DEATH_SIGNAL])
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, number)
-    if os.getppid() != int(launcher):  # it was gone before that
+    if os.getppid() != int(launcher):  # it had ended before
         os.kill(os.getpid(), number)
 
 
 def is_launched() -> bool:
-    """Whether a launcher shows the first error of all workers."""
+    """Whether this process is a worker of a launcher, which shows the first error of all workers."""
     return LAUNCHER_PID in os.environ
 
 
 def log_path(logs: Path, rank: int) -> Path:
-    """Where a worker says what it has to say, if not on the terminal."""
+    """The log of a worker without a terminal."""
     return logs / f"worker-{rank:03d}.log"
 
 
-def exit_code(code: int) -> int:
-    """What a shell calls the exit code of a process; Python has the signal, negative."""
+def shell_code(code: int) -> int:
+    """A process's exit code as shells give it: 128 + the signal's number, where Python has it negative."""
     return code if code >= 0 else 128 - code
 
 
-def last_words(log: Path, begin: int = 0) -> str:
-    """The error at the end of a log, from byte `begin` on: Yaoki's own or a traceback; or nothing."""
-    said = "\n" + log.read_bytes()[begin:].decode("utf-8", errors="replace")
-    said = _RANK.sub("", said)
-    found = max(said.rfind("\nerror:"), said.rfind("\nTraceback"))
-    return said[found:].strip() if found >= 0 else ""
+def error_tail(log: Path, begin: int = 0) -> str:
+    """The error of Yaoki or the traceback at the end of a log, from byte `begin` on; empty without one."""
+    text = "\n" + log.read_bytes()[begin:].decode("utf-8", errors="replace")
+    text = _RANK.sub("", text)
+    found = max(text.rfind("\nerror:"), text.rfind("\nTraceback"))
+    return text[found:].strip() if found >= 0 else ""
 
 
-def describe_end(rank: int, code: int) -> str:
-    """In words, how a worker ended."""
+def describe_exit(rank: int, code: int) -> str:
+    """How a worker failed, in words."""
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
     return f"worker {rank} {how}"
 
 
-def describe_failure(rank: int, code: int, words: str, log: Path | None) -> str:
-    """What is shown, once, when a worker's failure has ended all; `log` is where it spoke, if not here."""
+def describe_failure(rank: int, code: int, error: str, log: Path | None) -> str:
+    """The message for a failure that ended the run; `log` is None if the worker has the terminal."""
     if log is None and code > 0:
-        return f"that was worker {rank}, exit code {code}; the others were ended"
-    error = f"error: {describe_end(rank, code)}; the others were ended"
+        return f"that was worker {rank}, exit code {code}; the other workers were stopped"
+    summary = f"error: {describe_exit(rank, code)}; the other workers were stopped"
     where = "" if log is None else f"its log is {log}; "
     hint = f"hint: {where}the same command resumes the run"
-    return "\n\n".join(part for part in (words, error, hint) if part)
+    return "\n\n".join(part for part in (error, summary, hint) if part)
 
 
-class Follower:
-    """From the end that the log has now; whole lines only."""
+def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float) -> None:
+    """Return when the condition holds, or after a timeout."""
+    end_s = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < end_s:
+        time.sleep(poll_s)
+
+
+class LogTail:
+    """Prints what is appended to a log, in complete lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._shown = path.stat().st_size if path.exists() else 0
 
-    def show(self) -> None:
-        """What has come since the last call."""
+    def print_new(self) -> None:
+        """Print the lines since the last call on stderr."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
             file.seek(self._shown)
             new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self._shown += len(whole)
-        sys.stderr.write(whole.decode("utf-8", errors="replace"))
+        lines = new[: new.rfind(b"\n") + 1]
+        self._shown += len(lines)
+        sys.stderr.write(lines.decode("utf-8", errors="replace"))
         sys.stderr.flush()

@@ -1,9 +1,8 @@
-"""The built-in tiny base model: a Qwen2 of about a million parameters, pre-trained on the spot.
+"""The built-in tiny base model: a Qwen2 of about a million parameters, pre-trained on first use.
 
-It plays the part that a downloaded base model plays in a real run: it has seen worked solutions,
-mistakes included, so it knows the form of an answer and is right part of the time. The result is an
-ordinary Hugging Face folder in the user's cache, under a digest of everything it depends on.
-This module takes its texts from the caller and knows nothing of tasks or rewards.
+It replaces the downloaded base model of a real run: it is trained on worked solutions, some with mistakes, so
+it gives answers in the right format and is correct part of the time. The result is an ordinary Hugging Face
+folder in the user's cache, named by a digest of everything it depends on.
 """
 
 import hashlib
@@ -37,7 +36,7 @@ Example = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Pretraining:
-    """How the tiny base model is made; every field is part of its cache digest."""
+    """Hyperparameters of the pre-training; every field is part of the cache digest."""
 
     steps: int = 640
     batch_size: int = 40
@@ -47,7 +46,7 @@ class Pretraining:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, so that any text can be encoded; the marks of an answer are one token each."""
+    """Byte-level, so that it encodes any text; each mark of an answer is one token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -63,7 +62,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
-    """The shape of the tiny model: about 0.8M parameters."""
+    """The architecture of the tiny model, of about 0.8M parameters."""
     return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -82,7 +81,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
 
 
 def tiny_random(seed_value: int) -> Qwen2ForCausalLM:
-    """A tiny model with random weights, the same for the same seed."""
+    """A tiny model with random weights, which depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_value & 0x7FFFFFFFFFFFFFFF)
         return Qwen2ForCausalLM(tiny_config(tiny_tokenizer()))
@@ -94,10 +93,10 @@ def tiny_base(
     plan: Pretraining,
     on_progress: Callable[[int, int], None],
 ) -> Path:
-    """Folder of the tiny base model pre-trained on `examples(0), examples(1), ...`; made when not cached.
+    """Folder of the tiny base model, pre-trained on `examples(0), examples(1), ...` unless it is cached.
 
-    `source_digest` stands for the function `examples`: equal digests mean equal examples. The folder
-    appears by one rename, so two processes that make it at once do no harm: both make the same.
+    `source_digest` identifies the function `examples`: equal digests mean equal examples. The folder appears
+    by one rename, and two processes that make it at the same time make the same.
     """
     digest = _digest(plan, source_digest)
     target = cache_directory() / f"tiny-base-{digest}"

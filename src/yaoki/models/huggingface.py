@@ -1,4 +1,4 @@
-"""Keeps transformers' reports off the screen, and its bars where the work is instant. Nothing else."""
+"""Hugging Face folders and hub names: loading tokenizer and config, clear errors, quiet output, export."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from yaoki.errors import NothingThereError, UsageError
 
 @contextmanager
 def quiet(*, with_bars: bool) -> Iterator[None]:
-    """Errors only; with `with_bars` (a download), transformers may still show its progress."""
+    """Let transformers print errors only, and progress bars only `with_bars` (for a download)."""
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     if not with_bars:
@@ -42,7 +42,7 @@ def export_model(
     tokenizer: PreTrainedTokenizerBase,
     target: Path,
 ) -> None:
-    """Fill `model` with `tensors` (its whole state dict) and write it with its tokenizer into `target`."""
+    """Load `tensors`, a full state dict, into `model` and write it with its tokenizer to `target`."""
     with torch.no_grad():
         model.load_state_dict(dict(tensors), strict=True)
     with quiet(with_bars=False):
@@ -54,7 +54,7 @@ _Loaded = TypeVar("_Loaded")
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to a model folder or hub name; it must know an end-of-sequence token."""
+    """The tokenizer of a model folder or hub name. UsageError if it has no end-of-sequence token."""
     tokenizer: PreTrainedTokenizerBase = load_or_explain(
         source, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     )
@@ -67,7 +67,7 @@ def load_tokenizer(source: str, *, trust_remote_code: bool) -> PreTrainedTokeniz
 
 
 def load_config(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedConfig:
-    """The architecture of a model folder or hub name, for float32 weights, with its attention dropout set."""
+    """The config of a model folder or hub name, with float32 weights and the given attention dropout."""
     config: PreTrainedConfig = load_or_explain(
         source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     )
@@ -83,16 +83,16 @@ def load_config(source: str, *, trust_remote_code: bool, dropout: float) -> PreT
 
 
 def require_complete(source: str, missing: Collection[str]) -> None:
-    """UsageError if there are missing weights: transformers would make them up at random."""
+    """UsageError if weights are missing: transformers would initialise them at random."""
     if missing:
         raise UsageError(
             f"{source} lacks weights: {', '.join(sorted(missing)[:5])}",
-            hint="give a whole causal LM (or, for critic.init_from, a critic written by `yaoki export`)",
+            hint="name a complete causal LM (or, for critic.init_from, a critic written by `yaoki export`)",
         )
 
 
 def load_or_explain(source: str, load: Callable[[], _Loaded]) -> _Loaded:
-    """Run a Hugging Face loader; what it cannot find or read becomes NothingThereError."""
+    """Run a Hugging Face loader; a model that is missing or unreadable becomes NothingThereError."""
     try:
         with quiet(with_bars=not Path(source).is_dir()):
             return load()
@@ -100,12 +100,12 @@ def load_or_explain(source: str, load: Callable[[], _Loaded]) -> _Loaded:
         what = "folder" if Path(source).exists() else "folder or hub name"
         raise NothingThereError(
             f"no usable model at {source!r}: {error}",
-            hint=f"give the {what} of a Hugging Face causal LM with safetensors weights, or builtin:tiny",
+            hint=f"name the {what} of a Hugging Face causal LM with safetensors weights, or builtin:tiny",
         ) from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise UsageError(
             f"the weights of {source} have other shapes than its config.json says",
-            hint="it holds files of two models; get it again",
+            hint="the folder may contain files of two models: download it again",
         ) from error

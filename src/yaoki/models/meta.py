@@ -1,6 +1,6 @@
-"""Models without weights: a skeleton first, memory for its weights where and when they are wanted.
+"""Models on the meta device, where weights take no memory until they are allocated on a real device.
 
-Knows nothing of where weights come from, nor of how a model is spread.
+Apart from the loaders, because sharding uses this and loads nothing.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from transformers import PreTrainedModel
 
 
 def on_meta(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """What `build` makes, with its weights on the meta device, where they take no memory.
+    """The model that `build` makes, with its parameters on the meta device.
 
-    What a model computes for itself and does not save, such as rotary frequencies, is there in host memory,
-    with the values that it has in a model built as usual: the model's own initialisation computes it.
+    Buffers that are computed and not saved, such as rotary frequencies, are in host memory with their usual
+    values, computed by the model's own initialisation.
     """
     with torch.device("meta"):
         model = build()
     for name, buffer in list(model.named_non_persistent_buffers()):
         module, _, own_name = name.rpartition(".")
         setattr(model.get_submodule(module), own_name, torch.empty_like(buffer, device="cpu"))
-    model.initialize_weights()  # of tensors on the meta device nothing is computed, nor drawn
+    model.initialize_weights()  # computes and draws nothing for tensors on the meta device
     return model
 
 
@@ -32,11 +32,11 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def materialize(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Put the model on a device, in place; there its weights, if it is a skeleton, hold garbage."""
+    """Move the model to a device, in place; tensors on the meta device are allocated, uninitialised."""
 
-    def settled(tensor: Tensor) -> Tensor:
+    def materialized(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
 
-    model._apply(settled)
-    model.tie_weights()  # each of two tied weights was given memory of its own
+    model._apply(materialized)
+    model.tie_weights()  # tied weights were allocated separately
     return model

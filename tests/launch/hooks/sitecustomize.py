@@ -51,20 +51,20 @@ def reached(place, step):
 
 
 def patch():
+    from yaoki.journal.journal import RolloutJournal
     from yaoki.learner.learner import Learner
-    from yaoki.train.exchange import StepJournal
 
-    append, update = StepJournal.append, Learner.update
+    append, update = RolloutJournal.append, Learner.update
 
     def append_or_act(self, rollouts):
         append(self, rollouts)
         reached("generate", self._step)
 
     def update_or_act(self, experience, step, *rest):
-        reached("update", step + 1)  # steps are counted from 0 there
+        reached("update", step)
         return update(self, experience, step, *rest)
 
-    StepJournal.append, Learner.update = append_or_act, update_or_act
+    RolloutJournal.append, Learner.update = append_or_act, update_or_act
 
 
 class Finder(MetaPathFinder):

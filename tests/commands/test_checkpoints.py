@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.metrics import read_metrics
 from yaoki.checkpoint.layout import directory_name, unfinished_name
 from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.verify import read_manifest
@@ -19,6 +18,7 @@ from yaoki.commands.checkpoints import (
     verify_checkpoints,
 )
 from yaoki.errors import NothingThereError, RefusedError
+from yaoki.journal.metrics import read_rows
 from yaoki.runs.directory import RunDirectory
 
 
@@ -29,7 +29,7 @@ def run(copied: Path) -> RunDirectory:
 
 
 def listed(run: RunDirectory) -> list[CheckpointInfo | UnusableCheckpoint]:
-    return list_checkpoints(run, read_metrics(run.metrics_path))
+    return list_checkpoints(run, read_rows(run.metrics_path))
 
 
 def test_a_list_says_what_the_manifests_say(run: RunDirectory) -> None:
@@ -49,12 +49,12 @@ def test_a_list_says_what_the_manifests_say(run: RunDirectory) -> None:
         attempt=1,
         parent=None,
         parts=tuple(part.name for part in manifest.parts),
-        held_out_accuracy=read_metrics(run.metrics_path)[2]["accuracy"],
+        held_out_accuracy=read_rows(run.metrics_path)[2].accuracy,
         pins=(),
     )
     summary = run.summary()
     assert summary is not None
-    assert newest.held_out_accuracy == summary["accuracy_after"]
+    assert newest.held_out_accuracy == summary.accuracy_after
 
 
 def test_a_list_names_what_is_no_checkpoint_and_why(run: RunDirectory) -> None:
@@ -84,7 +84,7 @@ def test_every_byte_is_verified(run: RunDirectory) -> None:
 
 
 def pruned(run: RunDirectory, *, dry_run: bool) -> dict[int, tuple[bool, bool, tuple[str, ...]]]:
-    found = prune_checkpoints(run, Policy(keep_last=1), dry_run=dry_run, rows=read_metrics(run.metrics_path))
+    found = prune_checkpoints(run, Policy(keep_last=1), dry_run=dry_run, rows=read_rows(run.metrics_path))
     return {entry.step: (entry.stays, entry.removed, entry.reasons) for entry in found}
 
 

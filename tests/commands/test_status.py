@@ -80,7 +80,7 @@ def test_rows_that_were_edited_are_found_where_all_is_read(unfinished: Path) -> 
     resume = status_of(unfinished, read_all=True)["resume"]
     assert not resume["possible"]
     assert "metrics.jsonl does not begin with the" in resume["problem"]
-    with pytest.raises(CorruptCheckpointError, match=r"metrics\.jsonl does not begin with"):
+    with pytest.raises(CorruptCheckpointError, match=r"metrics\.jsonl: it does not begin with"):
         train_here(unfinished, config_of())
 
 

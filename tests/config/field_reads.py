@@ -10,8 +10,10 @@ import ast
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from yaoki.config import load, networks, schema
+import yaoki
+from yaoki.config import networks, schema
 from yaoki.config.fields import Section
 from yaoki.config.schema import Config
 
@@ -36,7 +38,7 @@ SECTIONS: Kinds = {
 def settings_read(source: str) -> set[str]:
     """Every `section.field` that `source` reads."""
     tree = ast.parse(source)
-    reader = _Reader(_classes(tree), _returns(tree) | _returns(ast.parse(inspect.getsource(load))))
+    reader = _Reader(_classes(tree), _returns(tree) | _imported_returns(tree))
     reader.body(tree, {})
     return {
         f"{section}.{field}"
@@ -133,6 +135,18 @@ def _returns(tree: ast.Module) -> dict[str, ast.expr]:
     """Return annotations of the functions of a module."""
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     return {function.name: function.returns for function in functions if function.returns is not None}
+
+
+def _imported_returns(tree: ast.Module) -> dict[str, ast.expr]:
+    """Return annotations of functions that a module imports by name from another one of the package."""
+    found: dict[str, ast.expr] = {}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("yaoki."):
+            continue
+        path = Path(yaoki.__file__).parent.joinpath(*str(node.module).split(".")[1:]).with_suffix(".py")
+        returns = _returns(ast.parse(path.read_text("utf-8"))) if path.exists() else {}
+        found |= {name.asname or name.name: returns[name.name] for name in node.names if name.name in returns}
+    return found
 
 
 def _is_tuple(annotation: ast.expr | None) -> bool:

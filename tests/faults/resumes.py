@@ -15,7 +15,7 @@ from typing import Any
 import yaoki.fs
 import yaoki.runs.directory
 from tests.support.harness import Ended, make_config, run, run_to_end
-from yaoki.train.exchange import StepJournal
+from yaoki.journal.journal import RolloutJournal
 from yaoki.types import Rollout
 
 from .effects import Effect, Entry, Fault
@@ -128,14 +128,14 @@ def _watch(path: Path, strike: tuple[Effect, Fault] | None) -> None:
 def _watch_samples(path: Path, die_in_step: int | None = None) -> None:
     """Keep record of what is sampled and of what is durable; die once the first of a step is."""
     log = os.open(_samples_path(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    append, sync = StepJournal.append, StepJournal.sync
+    append, sync = RolloutJournal.append, RolloutJournal.sync
     waiting: list[Place] = []
 
     def tell(kind: str, places: list[Place]) -> None:
         os.write(log, json.dumps([kind, places]).encode() + b"\n")
 
-    def append_and_tell(self: StepJournal, rollouts: Sequence[Rollout]) -> None:
-        places = [(found.step + 1, found.key.prompt, found.sample) for found in rollouts]
+    def append_and_tell(self: RolloutJournal, rollouts: Sequence[Rollout]) -> None:
+        places = [tuple(found.key) for found in rollouts]
         tell("sampled", places)
         append(self, rollouts)
         waiting.extend(places)
@@ -143,12 +143,12 @@ def _watch_samples(path: Path, die_in_step: int | None = None) -> None:
             self.sync()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def sync_and_tell(self: StepJournal) -> None:
+    def sync_and_tell(self: RolloutJournal) -> None:
         sync(self)
         tell("durable", waiting)
         waiting.clear()
 
-    StepJournal.append, StepJournal.sync = append_and_tell, sync_and_tell  # type: ignore[method-assign]
+    RolloutJournal.append, RolloutJournal.sync = append_and_tell, sync_and_tell  # type: ignore[method-assign]
 
 
 def _lines(path: Path) -> list[Any]:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.harness import make_config
-from tests.support.metrics import read_metrics
+from tests.support.metrics import read_metrics, step_row
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.retention import Policy
-from yaoki.journal.metrics import LogPosition, MetricsLog
+from yaoki.journal.metrics import LogPosition, MetricsLog, read_rows
+from yaoki.journal.step_row import StepRow
 from yaoki.runs.directory import RunDirectory
+from yaoki.runs.records import AttemptEnd, AttemptStart, RunSummary
 
 from . import journal_scenarios as rollouts
 from .checkpoint_scenarios import newest, save
@@ -19,9 +21,9 @@ from .children import Acknowledge
 from .scenario import tree
 
 
-def row(step: int) -> Row:
+def row(step: int) -> StepRow:
     """Also of another length than those beside it."""
-    return {"step": step, "note": "x" * 10 * step}
+    return step_row(step, history="x" * 10 * step)
 
 
 def open_log(root: Path, attempt: int = 1) -> MetricsLog:
@@ -31,15 +33,15 @@ def open_log(root: Path, attempt: int = 1) -> MetricsLog:
 def append_rows(root: Path, steps: Sequence[int]) -> LogPosition:
     log = open_log(root)
     for step in steps:
-        log.append(row(step))
+        log.log(row(step))
     log.sync()
     log.close()
     return log.position()
 
 
-def kept_rows(root: Path) -> list[Row]:
+def kept_rows(root: Path) -> list[StepRow]:
     """The rows of the log, which must be the first ones."""
-    rows = read_metrics(root / "metrics.jsonl")
+    rows = read_rows(root / "metrics.jsonl")
     assert rows == [row(step) for step in range(1, len(rows) + 1)]
     return rows
 
@@ -55,7 +57,7 @@ def resumed_log(root: Path) -> MetricsLog:
 def go_on_with_rows(root: Path) -> None:
     log = resumed_log(root)
     for step in (4, 5, 6):
-        log.append(row(step))
+        log.log(row(step))
     log.sync()
     log.close()
 
@@ -79,7 +81,7 @@ class AppendRows:
     def work(self, root: Path, acknowledge: Acknowledge) -> None:
         log = resumed_log(root)
         for step in (4, 5, 6):
-            log.append(row(step))
+            log.log(row(step))
             if step != 5:
                 log.sync()
                 acknowledge(str(step))
@@ -111,7 +113,7 @@ class CutBack:
     def work(self, root: Path, acknowledge: Acknowledge) -> None:
         log = resumed_log(root)
         acknowledge("cut")
-        log.append(row(4))
+        log.log(row(4))
         log.sync()
         acknowledge("row 4")
         log.close()
@@ -120,7 +122,7 @@ class CutBack:
         rows = kept_rows(root)
         assert len(rows) >= 3 + ("row 4" in acknowledged)
         cut_off = [found for path in root.rglob("superseded.jsonl") for found in read_metrics(path)]
-        known = {found["step"] for found in rows + cut_off}
+        known = {found.step for found in rows} | {found["step"] for found in cut_off}
         assert known >= {1, 2, 3, 4, 5, 6}, "what a step did before must not be forgotten"
         return f"{len(rows) - 3} later rows"
 
@@ -129,6 +131,19 @@ class CutBack:
 
     def end(self, root: Path) -> object:
         return (root / "metrics.jsonl").read_bytes(), [name for name in tree(root) if ".tmp" in name]
+
+
+SUMMARY = RunSummary(
+    steps=9,
+    attempts=1,
+    accuracy_before=None,
+    accuracy_after=0.5,
+    best_accuracy=0.5,
+    best_step=9,
+    num_rollouts=144,
+    num_tokens=1000,
+    train_seconds=1.5,
+)
 
 
 @dataclass(frozen=True)
@@ -146,14 +161,14 @@ class SmallFiles:
         if not directory.exists:
             directory.create(make_config())
             acknowledge("made")  # a process that only finds it relies on it no sooner than on its own attempt
-        directory.log_attempt({"attempt": 1})
+        directory.log_attempt(AttemptStart(attempt=1, started_unix_s=1.0, pid=1, num_workers=1))
         acknowledge("begun")
         directory.store_config(make_config("train.steps=9"))
         acknowledge("9 steps")
         directory.mark_saved()
-        directory.write_summary({"steps": 9})
+        directory.write_summary(SUMMARY)
         acknowledge("summary")
-        directory.log_attempt({"outcome": "finished"})
+        directory.log_attempt(AttemptEnd(outcome="finished", ended_unix_s=2.0))
         acknowledge("ended")
 
     def check(self, root: Path, acknowledged: list[str]) -> str:
@@ -165,8 +180,8 @@ class SmallFiles:
         assert steps == 9 or (steps == 6 and "9 steps" not in acknowledged)
         attempts = directory.attempts()
         assert attempts or "begun" not in acknowledged
-        assert directory.summary() == {"steps": 9} or "summary" not in acknowledged
-        assert "ended" not in acknowledged or attempts[-1]["outcome"] == "finished"
+        assert directory.summary() == SUMMARY or "summary" not in acknowledged
+        assert "ended" not in acknowledged or attempts[-1].outcome == "finished"
         return "a run"
 
     def go_on(self, root: Path, acknowledge: Acknowledge) -> None:
@@ -174,7 +189,7 @@ class SmallFiles:
 
     def end(self, root: Path) -> object:
         directory = RunDirectory(root / "run")
-        return list(tree(root)), directory.stored_config(), directory.attempts()[-1]["outcome"]
+        return list(tree(root)), directory.stored_config(), directory.attempts()[-1].outcome
 
 
 @dataclass(frozen=True)
@@ -223,7 +238,7 @@ class StepEnd:
             rollouts.complete(root, step)
             acknowledge(f"generated {step}")
             if step > have:
-                log.append(row(step))
+                log.log(row(step))
             if step >= 3:
                 log.sync()
                 save(store, step)

@@ -23,7 +23,7 @@ from yaoki.checkpoint.io.store import CheckpointStore
 from yaoki.checkpoint.retention import Policy
 from yaoki.commands.status import run_status
 from yaoki.runs.directory import RunDirectory
-from yaoki.train.trackers import Board
+from yaoki.train.trackers import TensorBoard
 
 from .ext4 import CannotMount, make_image, mounted
 from .resumes import TINY
@@ -76,7 +76,9 @@ def the_clock_says_1970() -> None:
 def test_event_files_of_the_future_do_not_stop_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Board(tmp_path, 1, print).close()
+    first = TensorBoard(tmp_path, print)
+    first.resume_from(1)
+    first.close()
     (events,) = tmp_path.iterdir()
     events.rename(tmp_path / events.name.replace(".tfevents.", ".tfevents.9"))
     slept_s = []
@@ -86,7 +88,9 @@ def test_event_files_of_the_future_do_not_stop_a_resume(
         assert sum(slept_s) < 3, "it waits for the future"
 
     monkeypatch.setattr(time, "sleep", sleep)
-    Board(tmp_path, 2, print).close()
+    second = TensorBoard(tmp_path, print)
+    second.resume_from(2)
+    second.close()
 
 
 def test_checkpoints_are_chosen_and_pruned_by_step_never_by_time(

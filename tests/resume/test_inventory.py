@@ -127,10 +127,10 @@ def test_the_walk_finds_an_attribute_that_nobody_saves(
 def undeclared_differences(directory: Path) -> list[str]:
     """Paths of leaves that differ between a trainer that ran and one that was restored."""
     seen: list[dict[str, Any]] = []
-    run_trainer = Trainer.run
+    train = Trainer.train
 
     def record_after(self: Trainer, *, measure_at_end: bool) -> float | None:
-        result = run_trainer(self, measure_at_end=measure_at_end)
+        result = train(self, measure_at_end=measure_at_end)
         seen.append(dict(leaves(self)))
         return result
 
@@ -140,10 +140,10 @@ def undeclared_differences(directory: Path) -> list[str]:
 
     config = make_config(*EVERYTHING, f"train.steps={CUT}", "eval.every_steps=0")
     with pytest.MonkeyPatch.context() as patch, Console(0) as console:
-        patch.setattr(Trainer, "run", record_after)
+        patch.setattr(Trainer, "train", record_after)
         session.train(RunDirectory(directory / "run"), config, console)
         (directory / "run" / "summary.json").unlink()
-        patch.setattr(Trainer, "run", record_restored)
+        patch.setattr(Trainer, "train", record_restored)
         session.train(RunDirectory(directory / "run"), config, console)
     after, restored = seen
     missing = object()

@@ -11,9 +11,9 @@ import pytest
 from tests.support.harness import EVERYTHING, assert_same_run, die, make_config, run, run_to_end
 from tests.support.metrics import read_metrics
 from tests.support.shared import UnbrokenRuns
+from yaoki.journal.journal import RolloutJournal
 from yaoki.journal.metrics import MetricsLog
 from yaoki.learner.learner import Learner
-from yaoki.train.exchange import StepJournal
 
 STEPS, BATCH = 4, 16
 """Each step has 16 rollouts in micro-batches of 6, 6 and 4."""
@@ -34,17 +34,17 @@ def die_while_generating(step: int, after: int) -> Patch:
     """Once so many micro-batches of a step are durable."""
 
     def patch() -> None:
-        append, num_appended = StepJournal.append, 0
+        append, num_appended = RolloutJournal.append, 0
 
-        def append_and_die(self: StepJournal, rollouts: Any) -> None:
+        def append_and_die(self: RolloutJournal, rollouts: Any) -> None:
             nonlocal num_appended
             append(self, rollouts)
-            num_appended += rollouts[0].step + 1 == step
+            num_appended += rollouts[0].key.step == step
             if num_appended == after:
                 self.sync()
                 die()
 
-        StepJournal.append = append_and_die  # type: ignore[method-assign]
+        RolloutJournal.append = append_and_die  # type: ignore[method-assign]
 
     return patch
 
@@ -84,7 +84,7 @@ CRASHES = {
     "scoring": (die_at_call(Learner, "score", 3), [16, 16, 16, 0]),
     "updating the critic": (die_at_call(Learner, "_critic_step", 8), [16, 16, 16, 0]),
     "updating the policy": (die_at_call(Learner, "_policy_step", 3), [16, 16, 16, 0]),
-    "writing the row": (die_at_call(MetricsLog, "append", 3), [16, 16, 16, 0]),
+    "writing the row": (die_at_call(MetricsLog, "log", 3), [16, 16, 16, 0]),
 }
 
 
@@ -152,7 +152,7 @@ DAMAGES = {"flip": flip, "cut": lambda data: data[:-1], "empty": lambda data: b"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_part_is_set_aside_and_made_again(damage: str, unbroken: Path, tmp_path: Path) -> None:
+def test_a_damaged_segment_is_quarantined_and_made_again(damage: str, unbroken: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     crash(path, die_at_call(Learner, "score", 3), NO_CHECKPOINTS, "journal.flush_rollouts=1")
     part = sorted((path / "rollouts" / "step-00000002").iterdir())[0]
@@ -160,14 +160,14 @@ def test_a_damaged_part_is_set_aside_and_made_again(damage: str, unbroken: Path,
 
     log = run_to_end(path, config_of(NO_CHECKPOINTS))
 
-    assert any("warning: set aside" in line and part.name in line for line in log.splitlines())
+    assert any("warning: quarantined" in line and part.name in line for line in log.splitlines())
     assert reused(path)[0] == reused(path)[2] == 16
     assert 0 <= reused(path)[1] < 16
     assert (path / "quarantine" / "step-00000002" / part.name).exists()
     assert_same_run(path, unbroken, STEPS)
 
 
-def test_parts_of_another_run_are_set_aside(unbroken: Path, tmp_path: Path) -> None:
+def test_segments_of_another_run_are_quarantined(unbroken: Path, tmp_path: Path) -> None:
     """Another seed: other config digest, other prompts; the same names."""
     path, other = tmp_path / "run", tmp_path / "other"
     crash(path, die_at_call(Learner, "score", 2), NO_CHECKPOINTS)
@@ -176,7 +176,7 @@ def test_parts_of_another_run_are_set_aside(unbroken: Path, tmp_path: Path) -> N
 
     log = run_to_end(path, config_of(NO_CHECKPOINTS))
 
-    assert log.count("set aside") >= 3
+    assert log.count("warning: quarantined") >= 3
     assert reused(path) == [16, 16, 0, 0]
     assert_same_run(path, unbroken, STEPS)
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from tests.support.shared import UnbrokenRuns
 from tests.support.workers import Patch, run_workers_to_end, worker
 from yaoki.checkpoint.catalog import Catalog
 from yaoki.checkpoint.io.reader import load
-from yaoki.journal.metrics import MetricsLog
+from yaoki.journal.step_row import StepRow
 from yaoki.learner.learner import Learner
 from yaoki.ranks.world import World
 from yaoki.rollout.engines.transformers import TransformersEngine
 from yaoki.runs.directory import RunDirectory
-from yaoki.train.trackers import FollowedMetrics
+from yaoki.train.recorder import StepRecorder
 
 STEPS = 6
 
@@ -36,17 +35,16 @@ def kill_after(step: int, delay_s: float, *ranks: int) -> Patch:
     def patch(world: World) -> None:
         if world.rank not in ranks:
             return
-        for kind in (MetricsLog, FollowedMetrics):
-            append = kind.append
+        record = StepRecorder.record
 
-            def append_and_await_death(self: Any, row: Mapping[str, Any], append: Any = append) -> None:
-                if row["step"] >= step + 2:
-                    die()
-                append(self, row)
-                if row["step"] >= step:
-                    threading.Timer(delay_s, die).start()
+        def record_and_await_death(self: StepRecorder, row: StepRow) -> None:
+            if row.step >= step + 2:
+                die()
+            record(self, row)
+            if row.step >= step:
+                threading.Timer(delay_s, die).start()
 
-            kind.append = append_and_await_death  # type: ignore[method-assign]
+        StepRecorder.record = record_and_await_death  # type: ignore[method-assign]
 
     return patch
 
@@ -105,7 +103,7 @@ def test_what_was_sampled_is_dealt_out_anew(tmp_path: Path) -> None:
         update = Learner.update
 
         def update_or_die(self: Learner, experience: Any, step: int, *rest: Any) -> Any:
-            if step == 1:
+            if step == 2:
                 die()
             return update(self, experience, step, *rest)
 

@@ -1,7 +1,6 @@
-"""Every error a user can meet: one root, each class with its exit code, each message with a hint.
+"""The errors that users see. Each class has an exit code.
 
-Messages say what happened and with which values; the hint says what to do. This module knows
-nothing of the parts that raise them.
+A message says what happened, with the values; the hint says what to do.
 """
 
 import difflib
@@ -11,7 +10,7 @@ from typing import ClassVar
 
 
 class YaokiError(Exception):
-    """Root of all errors that Yaoki raises on purpose."""
+    """Base class of all errors that Yaoki raises on purpose."""
 
     exit_code: ClassVar[int] = 1
 
@@ -25,13 +24,13 @@ class YaokiError(Exception):
 
 
 class UsageError(YaokiError):
-    """The command line or the recipe cannot be understood: wrong key, value, or combination."""
+    """The command line or the recipe is invalid: a wrong key, value, or combination."""
 
     exit_code = 2
 
 
 class RefusedError(YaokiError):
-    """The request is clear but would break a promise: changed config on resume, a run already in use."""
+    """A valid request that would break a guarantee: a changed config on resume, a run that is in use."""
 
     exit_code = 3
 
@@ -66,7 +65,7 @@ class NothingThereError(YaokiError):
 
 
 class DivergenceError(YaokiError):
-    """A step that was trained before came out with other bits: exactness is broken."""
+    """A step that was trained before came out with different bits."""
 
 
 class NonFiniteError(YaokiError):
@@ -74,17 +73,17 @@ class NonFiniteError(YaokiError):
 
 
 class PeerLostError(YaokiError):
-    """Another worker of the same run is gone, so this one cannot go on."""
+    """Another worker of the same run has died or does not answer."""
 
     exit_code = 6
 
 
 class WeightSyncError(YaokiError):
-    """The engine does not hold the weights that it should, so nothing that it samples can be believed."""
+    """The engine does not hold the policy's weights, so its samples are not from the policy."""
 
 
 class StopRequested(Exception):
-    """A signal or the time budget asked the run to stop; nothing is lost. Exit code 75 (try again)."""
+    """A signal or the time budget asked the run to stop. Exit code 75: run the same command again."""
 
     exit_code: ClassVar[int] = 75
 

@@ -1,8 +1,8 @@
-"""The only place that changes files of a run: each write, fsync, rename, link and unlink. No torch.
+"""All changes to the files of a run: each write, fsync, rename, link and unlink. No torch.
 
-Each function says what is durable, that is, survives a power cut, once it has returned. An OSError
-from here names its path. Effects go through the module `os` alone, one call for each, so whoever replaces
-`os` in here sees every effect and can break it. It knows nothing of what the files hold.
+Each function says what is durable (survives a power cut) when it returns. An OSError from here names its
+path. Every effect is one call of a function in `os`, so a test that replaces `os` in this module sees each of
+them and can make it fail.
 """
 
 import contextlib
@@ -13,19 +13,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from yaoki import fs
-
 TRASH_SUFFIX = ".trash"
-"""Ends the name of a directory whose removal has begun; what is in there is lost already."""
+"""Suffix of a directory whose removal has begun; its files count as lost."""
 
 ALIGNMENT_BYTES = 4096
-"""Direct writes want their memory, their length and their place in the file at multiples of this."""
+"""O_DIRECT requires address, length and file offset to be multiples of this."""
 
 Bytes = bytes | memoryview
 
 
 class OpenFile:
-    """A file that is being written, from its beginning or at its end."""
+    """A file opened for writing, from its beginning or at its end."""
 
     def __init__(self, path: Path, flags: int) -> None:
         self.path = path
@@ -33,14 +31,14 @@ class OpenFile:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o644)
 
     def write_directly(self) -> None:
-        """Let writes go past the page cache where that is possible, else leave all as it is.
+        """Use O_DIRECT from here on, if the file system supports it.
 
-        For blocks that are aligned in memory; one whose length is no multiple of that must be the last.
+        Blocks must then be aligned in memory; only the last one may have a length that is not aligned.
         """
         self._is_direct = set_direct(self._descriptor, True)
 
     def write(self, data: Bytes) -> None:
-        """All of `data`, however many calls the system needs for it. Durable only after `sync`."""
+        """Write all of `data`. Durable only after `sync`."""
         left = memoryview(data).cast("B")
         with self._named_errors():
             while left:
@@ -51,21 +49,21 @@ class OpenFile:
                 except OSError as error:
                     if error.errno != errno.EINVAL or not self._is_direct:
                         raise
-                    # A file system that says yes and does not mean it.
+                    # Some file systems accept the flag and then refuse the write.
                     self._is_direct = set_direct(self._descriptor, False)
 
     def cut(self, num_bytes: int) -> None:
-        """Drop what is after the first `num_bytes`. Durable only after `sync`."""
+        """Truncate the file to `num_bytes`. Durable only after `sync`."""
         with self._named_errors():
             os.ftruncate(self._descriptor, num_bytes)
 
     def sync(self) -> None:
-        """Durable after it: all bytes so far, not the name."""
+        """Make all bytes written so far durable, not the file's name."""
         with self._named_errors():
             os.fsync(self._descriptor)
 
-    def forget_cached(self) -> None:
-        """Let a later read ask the disk, not the cache that these writes have filled."""
+    def drop_cache(self) -> None:
+        """Drop the file's pages from the page cache, so that a later read comes from the disk."""
         if sys.platform == "linux":
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -74,7 +72,7 @@ class OpenFile:
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """The system says what failed on a descriptor, but not of which file."""
+        """Add the path to an OSError; calls on a descriptor do not name the file."""
         try:
             yield
         except OSError as error:
@@ -83,54 +81,54 @@ class OpenFile:
 
 
 def set_direct(descriptor: int, is_direct: bool) -> bool:
-    """Ask the system to go past the page cache with an open file, or not to; returns whether it will."""
+    """Set or clear O_DIRECT on an open file; returns whether it is set."""
     if sys.platform != "linux":
         return False
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | (os.O_DIRECT if is_direct else 0))
-    except OSError:  # this file system cannot
+    except OSError:  # not supported by this file system
         return False
     return is_direct
 
 
 def create(path: Path) -> OpenFile:
-    """A new file to write to; it is an error if `path` exists. Durable: nothing yet."""
+    """A new file to write to; an error if `path` exists. Nothing is durable yet."""
     return OpenFile(path, os.O_EXCL)
 
 
 @contextlib.contextmanager
 def create_durably(path: Path) -> Iterator[OpenFile]:
-    """A new file to write to; it is an error if `path` exists.
+    """A new file to write to; an error if `path` exists.
 
-    Durable after the block: the file's bytes; its name only after `fsync_directory(path.parent)`.
+    Its bytes are durable after the `with` block; its name only after `fsync_directory(path.parent)`.
     """
     file = create(path)
     try:
         yield file
         file.sync()
-        file.forget_cached()
+        file.drop_cache()
     finally:
         file.close()
 
 
 def open_at_end(path: Path) -> OpenFile:
-    """A file that grows; created if missing. Durable after it: its name, whoever created it."""
+    """A file to append to; created if missing. Its name is durable, even if another process created it."""
     file = OpenFile(path, os.O_APPEND)
     fsync_directory(path.parent)
     return file
 
 
 def write_file_durably(path: Path, data: Bytes) -> None:
-    """Create `path` with `data`. Durable after it: the bytes; the name after `fsync_directory`."""
+    """Create `path` with `data`. The bytes are durable; the name only after `fsync_directory`."""
     with create_durably(path) as file:
         file.write(data)
 
 
 def publish(path: Path, data: Bytes) -> None:
-    """Make `data` what `path` holds. Durable after it; until then the name is as it was.
+    """Replace the content of `path` by `data`, atomically and durably.
 
-    The bytes go to `path` + `.tmp` first; one that a crash has left there is replaced.
+    The bytes are first written to `path` + `.tmp`; such a file left by a crash is replaced.
     """
     unfinished = path.with_name(path.name + ".tmp")
     remove_file(unfinished)
@@ -139,7 +137,7 @@ def publish(path: Path, data: Bytes) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Durable after it: the names in `path` (created, renamed, removed), not what they hold."""
+    """Make the names in a directory durable (created, renamed, removed), not the files' bytes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -151,7 +149,7 @@ def fsync_directory(path: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Durable after it: every file and name in `directory`, and its own name."""
+    """Make every file and name in `directory` durable, and its own name."""
     for path in (directory.parent, directory, *sorted(directory.rglob("*"))):
         if path.is_dir():
             fsync_directory(path)
@@ -164,12 +162,12 @@ def sync_tree(directory: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Create `path` and its missing ancestors; fine if they exist. Durable after it: their names.
+    """Create `path` and its missing ancestors; no error if they exist. Their names are durable.
 
-    Also of one that exists: a process may have died between making it and making it durable.
+    An existing one is made durable too: its creator may have died before that.
     """
     if path.is_dir():
-        with contextlib.suppress(PermissionError):  # somebody else's directory, which is no work of ours
+        with contextlib.suppress(PermissionError):  # not readable for this user, so not created by it
             fsync_directory(path.parent)
         return
     make_directory(path.parent)
@@ -182,11 +180,10 @@ def make_directory(path: Path) -> None:
 
 
 def replace_durably(source: Path, target: Path) -> None:
-    """Rename, also into another directory. Durable after it: `source` is gone and `target` is what it was.
+    """Rename `source` to `target`, also into another directory, atomically and durably.
 
-    At any instant before that either both names are as they were or the rename has happened in
-    full. What `source` holds must be durable already. A file at `target` is replaced; a directory
-    that is not empty is an error.
+    The content of `source` must be durable already. A file at `target` is replaced; a directory that is not
+    empty is an error.
     """
     os.replace(source, target)
     fsync_directory(target.parent)
@@ -195,27 +192,25 @@ def replace_durably(source: Path, target: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for a file. Durable only after `fsync_directory(target.parent)`."""
+    """Create a hard link. Durable only after `fsync_directory(target.parent)`."""
     os.link(source, target, follow_symlinks=False)
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file; fine if there is none. Durable only after `fsync_directory`: it may come back."""
+    """Remove a file; no error if there is none. Durable only after `fsync_directory`."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all in it, or a file. Durable after it: the name `path` is gone.
+    """Remove a directory with everything in it, or a file; of a link only the link. Durable.
 
-    Of a link only the link is removed.
-
-    The rename to a `.trash` name comes first, so that nobody sees half a checkpoint under its own
-    name. After a crash a `.trash` directory may be left; call this on it.
+    It is renamed to `.trash` first, so that half a checkpoint is never seen under its own name. A crash may
+    leave the `.trash` directory; call this function on it.
     """
     trash = path if path.name.endswith(TRASH_SUFFIX) else path.with_name(path.name + TRASH_SUFFIX)
     if os.path.lexists(trash):
-        fsync_directory(trash.parent)  # or else, half emptied, it may come back under its proper name
+        fsync_directory(trash.parent)  # or a power cut could restore the old name, with files missing
         _remove(trash)
     if trash != path:
         replace_durably(path, trash)
@@ -223,7 +218,7 @@ def remove_tree(path: Path) -> None:
 
 
 def num_free_bytes(path: Path) -> int:
-    """Bytes that an unprivileged user can still write to the file system of `path`."""
+    """Free bytes for an unprivileged user on the file system of `path`."""
     found = os.statvfs(path)
     return found.f_bavail * found.f_frsize
 
@@ -237,42 +232,45 @@ def _remove(path: Path) -> None:
     os.rmdir(path)
 
 
-_BLOCK_BYTES = 8 << 20
-
+_COPY_BYTES = 8 << 20
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system says that cannot link these two names."""
+"""Errors that mean: these two names cannot be hard links."""
 
 
 def link_files(source: Path, target: Path) -> None:
-    """The files of a directory, not what is below it, as links where that is possible."""
-    fs.make_directory(target)
+    """Copy the files of a directory, not its subdirectories, as hard links where possible."""
+    make_directory(target)
     for path in sorted(source.iterdir()):
         if path.is_file():
-            _link_or_copy(path, target / path.name)
-    fs.fsync_directory(target)
+            link_or_copy(path, target / path.name)
+    fsync_directory(target)
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """A directory with all below it."""
-    fs.make_directory(target)
+    """Copy a directory with everything in it. Durable."""
+    make_directory(target)
     for path in sorted(source.iterdir()):
         if path.is_dir():
             copy_tree(path, target / path.name)
         else:
             _copy(path, target / path.name)
-    fs.fsync_directory(target)
+    fsync_directory(target)
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """One file, under a name that is still free."""
+    """Copy a file to a name that does not exist yet. Durable."""
     _copy(source, target)
-    fs.fsync_directory(target.parent)
+    fsync_directory(target.parent)
 
 
-def _link_or_copy(source: Path, target: Path) -> bool:
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Create a hard link, or a copy where that is impossible; says whether it is a link.
+
+    Durable only after `fsync_directory(target.parent)`.
+    """
     try:
-        fs.link(source, target)
+        link(source, target)
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
@@ -282,7 +280,7 @@ def _link_or_copy(source: Path, target: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Durable but for its name."""
-    with source.open("rb") as old, fs.create_durably(target) as new:
-        while block := old.read(_BLOCK_BYTES):
+    """The bytes are durable, the name is not."""
+    with source.open("rb") as old, create_durably(target) as new:
+        while block := old.read(_COPY_BYTES):
             new.write(block)

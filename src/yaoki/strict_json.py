@@ -1,8 +1,7 @@
-"""JSON without loss, and dataclasses decoded from it with exact types. No torch.
+"""JSON without loss of information. No torch.
 
-`encode` gives one byte string per value, `encode_state` keeps the order of keys; `parse` accepts any
-bytes and either returns plain JSON or says what is wrong; `decode` builds a dataclass, strictly: no
-missing or extra key, no 1 for true, no "1" for 1. It knows nothing of checkpoints.
+`encode` is canonical: equal values have equal bytes. `encode_state` keeps the order of keys. `parse` reads
+plain JSON from untrusted bytes, and `decode` a dataclass, with exact types.
 """
 
 import dataclasses
@@ -14,41 +13,42 @@ from typing import Any, TypeAlias, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
-"""A value that JSON carries."""
+"""Any JSON value."""
 
 T = TypeVar("T")
 
 
 class FormatError(Exception):
-    """Bytes or values that do not have the expected form; the message says where and what."""
+    """Bytes or values do not have the expected form; the message says where and what."""
 
 
 def encode(value: object) -> bytes:
-    """The canonical bytes: sorted keys, no spaces, ASCII, one newline at the end; dataclasses as objects.
+    """Canonical JSON: sorted keys, no spaces, ASCII, a newline at the end. Dataclasses become objects.
 
     Raises:
-        FormatError: NaN, an infinity, or something that JSON has no word for.
+        FormatError: the value contains NaN, an infinity, or a type that JSON lacks.
     """
     return _dump(value, sort_keys=True, separators=(",", ":"), default=_fields)
 
 
 def encode_state(value: JSON) -> bytes:
-    """Readable bytes from which `parse` gives back an equal value, its keys in the same order.
+    """Indented JSON that `parse` turns back into an equal value, with its keys in the same order.
 
     Raises:
-        FormatError: that is impossible: NaN, an infinity, a tuple, a key that is no string, an object.
+        FormatError: impossible for this value: NaN, an infinity, a tuple, a key that is not a string, an
+            object.
     """
     data = _dump(value, indent=1)
     if json.loads(data) != value:
-        raise FormatError("comes back from JSON as another value: a tuple, or a key that is no string")
+        raise FormatError("changes when it is read back from JSON: a tuple, or a key that is not a string")
     return data
 
 
 def parse(data: bytes) -> JSON:
-    """JSON from any bytes; duplicate keys, NaN and infinities are refused.
+    """Plain JSON from untrusted bytes.
 
     Raises:
-        FormatError: the bytes are not such JSON.
+        FormatError: the bytes are not JSON, or contain a key twice, NaN or an infinity.
     """
     try:
         value: JSON = json.loads(

@@ -1,6 +1,6 @@
-"""A thread that does pieces of work in order, so that one waits for the disk while another goes on. No torch.
+"""A background thread for work that waits for the disk or the network. No torch.
 
-It knows nothing of the work.
+Not `ThreadPoolExecutor`: at exit Python waits for its threads, and one may hang in a system call.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class SerialThread:
-    """One thread. It never keeps the process alive: a disk that hangs must not make an error hang."""
+    """One daemon thread that runs submitted work in order."""
 
     def __init__(self, name: str) -> None:
         self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
@@ -21,13 +21,13 @@ class SerialThread:
         self._thread.start()
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Have `work` done after all that was submitted before; its result or error is in the future."""
+        """Run `work` after everything submitted before; the future gets its result or error."""
         future: Future[T] = Future()
         self._queue.put((future, work))
         return future
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Wait until all that was submitted is done, or for so long; submit nothing after it."""
+        """Wait until all submitted work is done, at most `timeout_s`. Nothing may be submitted afterwards."""
         self._queue.put(None)
         self._thread.join(timeout_s)
 
@@ -36,6 +36,6 @@ class SerialThread:
             future, work = item
             try:
                 future.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - whoever waits for the work gets it
+            except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
                 future.set_exception(error)
-            del item, future, work  # or what they hold would live until there is more to do
+            del item, future, work  # so that their memory is freed while the thread waits

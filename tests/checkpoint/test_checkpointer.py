@@ -478,7 +478,7 @@ EXIT_WHILE_WRITING = """
     from yaoki.checkpoint.io import checkpointer
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(checkpointer, "_LEAVE_S", 1.0)
+    patch.setattr(checkpointer, "_CANCEL_TIMEOUT_S", 1.0)
     use_small_blocks(patch)
     training = Training(Path(sys.argv[1]))
     training.boundary(is_last=True)

@@ -227,7 +227,7 @@ def test_a_listed_file_in_which_no_tensor_lies_is_refused(path: Path) -> None:
 
     shutil.copy(path / "state.json", path / "more")
     forge_manifest(path, change)
-    with pytest.raises(CorruptCheckpointError, match="more: no tensor lies in it"):
+    with pytest.raises(CorruptCheckpointError, match="more: no tensor is listed in it"):
         load(path)
 
 
@@ -265,9 +265,9 @@ STATE = b'{"shared":{"progress":%s},"per_rank":[{"rng":{}}]}'
         (STATE % (b"9" * 5000), "not JSON"),
         (STATE % b"1e999", "not a finite number"),
         (STATE % b'"\xff"', "not JSON"),
-        (b"[]", "not of the form"),
-        (b'{"shared":{},"per_rank":[]}', "not of the form"),
-        (b'{"shared":{},"per_rank":[{}]}', "does not hold the parts"),
+        (b"[]", "a `per_rank` entry for each rank"),
+        (b'{"shared":{},"per_rank":[]}', "a `per_rank` entry for each rank"),
+        (b'{"shared":{},"per_rank":[{}]}', "its parts are not those"),
         (b"", "not JSON"),
     ],
     ids=range(10),

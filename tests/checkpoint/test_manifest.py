@@ -178,7 +178,7 @@ def changed(path: tuple[str | int, ...], value: object) -> bytes:
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [
-        (("format_version",), 2, "format version 2, this Yaoki reads version 3"),
+        (("format_version",), 2, "format version 2, this version of Yaoki reads version 3"),
         (("format_version",), None, "format_version: Input should be a valid integer, found None"),
         (("step",), True, "step: Input should be a valid integer, found True"),
         (("step",), 120.0, "step: Input should be a valid integer, found 120.0"),
@@ -218,9 +218,9 @@ def changed(path: tuple[str | int, ...], value: object) -> bytes:
         (("tensors", 0, "part"), "critic", "there is no such part"),
         (("tensors", 0, "rank"), 0, "wrong rank 0"),
         (("tensors", 2, "rank"), 1, "wrong rank 1"),
-        (("tensors", 0, "shards"), [], "stored nowhere"),
+        (("tensors", 0, "shards"), [], "neither shards nor alias_of"),
         (("tensors", 0, "shards", 0, "file"), "x", "'x' is not a listed file"),
-        (("tensors", 0, "shards", 0, "offsets"), [1, 0], "a shard lies outside of it"),
+        (("tensors", 0, "shards", 0, "offsets"), [1, 0], "a shard lies outside the tensor"),
         (("tensors", 0, "shards", 0, "shape"), [2, 1], "its shards do not cover it"),
         (
             ("tensors", 0, "shards"),
@@ -228,7 +228,7 @@ def changed(path: tuple[str | int, ...], value: object) -> bytes:
                 {"file": WEIGHTS, "offsets": [0, 0], "shape": [2, 1]},
                 {"file": WEIGHTS, "offsets": [1, 0], "shape": [1, 1]},
             ],
-            "its shards do not follow one another",
+            "its shards overlap or leave a gap",
         ),
         (("tensors", 0, "global_shape"), [-3, -1], "negative size"),
         (("tensors", 1, "alias_of"), "head", "not a stored tensor of its dtype and shape"),

@@ -107,12 +107,10 @@ def test_each_that_stays_says_why() -> None:
         30: ["one of the best 1 (0.75)"],
         40: ["one of the newest 2", "its step is a multiple of 20"],
         50: ["the newest verified one"],
-        60: ["newer than the 2 verified ones that would stand in for it"],
+        60: ["newer than the oldest of the 2 verified ones"],
     }
     assert reasons(good(10), Policy(keep_last=1))[10] == ["the newest verified one"]
-    assert reasons(unread(10), Policy(keep_last=3))[10] == [
-        "0 of 3 verified ones are there, so nothing may go"
-    ]
+    assert reasons(unread(10), Policy(keep_last=3))[10] == ["nothing is removed while 0 of 3 are verified"]
 
 
 @pytest.mark.parametrize(

@@ -184,9 +184,7 @@ def test_missing_left_over_and_rescoped_parts_are_refused(tmp_path: Path) -> Non
     del expected["progress"]
     with pytest.raises(RefusedError) as caught:
         load(path, expected)
-    assert "does not hold critic; it also holds progress; it holds with another scope rng" in str(
-        caught.value
-    )
+    assert "lacks critic; it also has progress; it has with another scope rng" in str(caught.value)
     assert set(load(path).parts) == {"policy.params", "rng", "progress"}
 
 

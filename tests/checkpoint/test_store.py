@@ -222,7 +222,7 @@ def test_a_state_of_fewer_ranks_than_the_manifest_says(store: CheckpointStore) -
     path = store.directory / "step-00000001"
     manifest = replace(verify(path), world_size=2)
     (path / "manifest.json").write_bytes(manifest.to_bytes())
-    with pytest.raises(CorruptCheckpointError, match="not of the form that a checkpoint's state has"):
+    with pytest.raises(CorruptCheckpointError, match="a `per_rank` entry for each rank"):
         load(path)
 
 

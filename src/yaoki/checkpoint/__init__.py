@@ -1,5 +1,4 @@
-"""Checkpoints: named parts (tensors, JSON) in, committed and verified directories out.
+"""Checkpoints of named parts (tensors and JSON): what needs no torch, such as listing and verifying.
 
-Import from the modules themselves; importing this package imports nothing, so that listing and
-verifying work without torch. Nothing in here knows what a policy or a trainer is.
+Saving and loading are in `io`. Import from the modules; this package imports nothing by itself.
 """

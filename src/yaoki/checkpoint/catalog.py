@@ -1,8 +1,8 @@
-"""A run's checkpoints as seen without torch: list them, choose one, prune old ones.
+"""The checkpoints of a run: list them, choose one, prune old ones. No torch.
 
-"There is no checkpoint" and "there is none that can be used" are different answers, and every
-checkpoint that is passed over is passed over with a reason. It knows nothing of what the parts mean.
-At most one process changes a directory at a time; the run's lock sees to that.
+"There is no checkpoint yet" and "there is none that can be used" are different answers, and each checkpoint
+that is passed over has a reason. At most one process changes the directory at a time, which holds the run's
+lock.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,6 @@ from yaoki.checkpoint.pins import Pins
 from yaoki.checkpoint.retention import Decision, Entry, Policy, Standing, decide
 from yaoki.checkpoint.verify import check_sizes, read_manifest, verify
 from yaoki.errors import CorruptCheckpointError, NothingThereError, YaokiError
-from yaoki.fs import _link_or_copy
 
 _NUM_SHOWN = 20
 """Steps in a hint."""
@@ -32,7 +31,7 @@ _NUM_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class ValidCheckpoint:
-    """A checkpoint that was verified in full."""
+    """A checkpoint that was verified, in full or by its manifest and file sizes."""
 
     path: Path
     manifest: Manifest
@@ -40,11 +39,11 @@ class ValidCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A directory that was passed over."""
+    """A checkpoint that cannot be used."""
 
     path: Path
     reason: str
-    """Which file, and what is wrong with it."""
+    """The file and what is wrong with it."""
 
     def __str__(self) -> str:
         return f"{self.path.name}: {self.reason}"
@@ -52,24 +51,24 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The newest valid checkpoint, and why nothing newer was taken, newest first."""
+    """The newest valid checkpoint, and why each newer one was passed over, newest first."""
 
     checkpoint: ValidCheckpoint | None
     refusals: tuple[Refusal, ...]
 
 
 class Catalog:
-    """The `checkpoints/` directory of one run; it need not exist."""
+    """The `checkpoints/` directory of a run; it need not exist."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._verified: set[Path] = set()
-        """Read in full by this object; a verified checkpoint is not read again only to be kept."""
+        """Read in full by this object, so that `decide` need not read them again."""
 
     def candidates(self) -> list[Candidate]:
-        """All checkpoints and beginnings of one, by name, newest step first; nothing in them is read.
+        """All checkpoints and unfinished ones, going by their names, newest step first.
 
-        Of one step the committed one comes first, then those that it replaced, then the unfinished.
+        Of one step, the committed one comes first, then those that it replaced, then an unfinished one.
 
         Raises:
             YaokiError: the directory exists but cannot be listed.
@@ -86,16 +85,16 @@ class Catalog:
     def choose(
         self, *, read_all: bool = True, refused: Sequence[Refusal] = (), was_saved: bool = False
     ) -> Choice:
-        """The checkpoint to resume from: the newest valid one. None in it: none was committed yet.
+        """The checkpoint to resume from: the newest valid one, or none if none was ever committed.
 
         Args:
-            read_all: False takes the first whose manifest and file sizes are right: for a quick look, or if
-                all of it is verified when it is restored.
-            refused: known to be unusable; passed over for the same reasons.
-            was_saved: a checkpoint was committed here at some time, so there must be one.
+            read_all: if False, check the manifest and the file sizes only: for a quick look, or if everything
+                is verified when it is restored.
+            refused: checkpoints that are known to be unusable.
+            was_saved: whether the run recorded that it saved a checkpoint, so that there must be one.
 
         Raises:
-            CorruptCheckpointError: some were committed, but none can be used; lists every reason.
+            CorruptCheckpointError: some were committed, but none can be used; lists all reasons.
             YaokiError: the directory exists but cannot be listed.
         """
         check: Callable[[Path], Manifest] = self._verify if read_all else check_sizes
@@ -126,7 +125,7 @@ class Catalog:
         return Choice(None, tuple(refusals))
 
     def at(self, step: int) -> Path:
-        """The committed checkpoint of a step, going by its name only.
+        """The path of the committed checkpoint of a step; it is not read.
 
         Raises:
             NothingThereError: there is none.
@@ -137,7 +136,7 @@ class Catalog:
         return path
 
     def none_at(self, step: int) -> NothingThereError:
-        """The error that there is no checkpoint of a step; its hint lists the steps that there are."""
+        """The error that there is no checkpoint of a step; its hint lists those that exist."""
         steps = sorted({c.step for c in self.candidates() if c.kind is not Kind.UNFINISHED})
         shown = ", ".join(map(str, steps[-_NUM_SHOWN:])) or "none"
         which = "there are those" if len(steps) <= _NUM_SHOWN else "the newest are those"
@@ -148,20 +147,20 @@ class Catalog:
     def decide(
         self, policy: Policy, metrics: Mapping[int, float] | None = None
     ) -> list[tuple[Path, Decision]]:
-        """What `prune` would do with each committed or replaced checkpoint, newest first.
+        """What `prune` does with each committed or replaced checkpoint, newest first.
 
-        Reads in full only the newest ones, until `policy.keep_last` are found whole, and of those only what
-        this object has not verified yet. Older ones are judged by their names.
+        Reads the newest checkpoints in full until `policy.keep_last` are verified, except those that this
+        object has verified before. Older ones are not read.
 
         Args:
-            metrics: by step, higher is better; for `keep_best`.
+            metrics: for `keep_best`, by step; higher is better.
 
         Raises:
             CorruptCheckpointError: the pins cannot be read.
             YaokiError: the directory exists but cannot be listed.
         """
         standings = self._standings(policy.keep_last)
-        pins = Pins(self.directory).by_step()  # after the reading, which may take long
+        pins = Pins(self.directory).by_step()  # read last, because verifying may take long
         entries = [
             Entry(
                 step=candidate.step,
@@ -178,15 +177,15 @@ class Catalog:
         ]
 
     def prune(self, policy: Policy, *, metrics: Mapping[int, float] | None = None) -> list[Path]:
-        """Remove what `policy` and the pins let go, oldest first; see `retention.decide` for what never goes.
+        """Remove the checkpoints that neither `policy` nor a pin keeps, oldest first; see `retention.decide`.
 
-        Unfinished directories are left alone. A pin that is set meanwhile is respected.
+        Unfinished ones are ignored. A pin that is set while this runs is respected.
 
         Returns:
-            The directories that are gone.
+            The removed directories.
 
         Raises:
-            CorruptCheckpointError: the pins cannot be read; nothing more is removed.
+            CorruptCheckpointError: the pins cannot be read; nothing else is removed.
             YaokiError: a directory cannot be listed or removed.
         """
         pins = Pins(self.directory)
@@ -203,7 +202,7 @@ class Catalog:
         return removed
 
     def _standings(self, num_needed: int) -> list[tuple[Candidate, Standing]]:
-        """Every committed or replaced checkpoint, newest first; the first usable one stands for its step."""
+        """Every committed or replaced checkpoint, newest first; only one per step is not SPARE."""
         found: list[tuple[Candidate, Standing]] = []
         represented: set[int] = set()
         for candidate in self.candidates():
@@ -249,13 +248,13 @@ def _created_unix_s(path: Path) -> float | None:
 
 
 def adopt_checkpoint(checkpoint: ValidCheckpoint, checkpoints: Path) -> bool:
-    """Put the files of a checkpoint into another `checkpoints/`, under its own name. True if all are links.
+    """Link or copy a checkpoint into another `checkpoints/` directory. True if all files are hard links.
 
-    What was copied has not been read back.
+    Copies are not read back.
     """
     target = checkpoints / directory_name(checkpoint.manifest.step)
     fs.make_directory(target)
     names = [file.name for file in checkpoint.manifest.files] + [MANIFEST]
-    linked = [_link_or_copy(checkpoint.path / name, plain_child(target, name)) for name in names]
+    linked = [fs.link_or_copy(checkpoint.path / name, plain_child(target, name)) for name in names]
     fs.fsync_directory(target)
     return all(linked)

@@ -1,8 +1,7 @@
-"""Page-aligned blocks through which a checkpoint goes to the disk and comes from it. No torch.
+"""Direct (O_DIRECT) checkpoint I/O through page-aligned buffers, on a thread of its own. No torch.
 
-Only from and to aligned memory can the disk work past the page cache: then what was just written is read
-back from the disk, and nothing that training needs is driven out of the cache. The disk has a thread of
-its own, so that it works while the caller digests and copies. It knows nothing of what the bytes mean.
+O_DIRECT bypasses the page cache: a file that was just written is read back from the disk itself, and nothing
+that training needs is evicted. The thread overlaps I/O with the digesting and copying of the caller.
 """
 
 import contextlib
@@ -27,24 +26,24 @@ from yaoki.thread import SerialThread
 from yaoki.types import Poll
 
 BLOCK_BYTES = 8 << 20
-"""Large, because for each block the disk's thread must get hold of the interpreter, which may be busy."""
+"""Large, because the I/O thread needs the GIL once per block."""
 NUM_BLOCKS = 2
-"""One at the disk, one being filled or emptied. They are all that a save or a restore adds to memory."""
+"""One in use by the disk, one by the caller. A save or a restore needs no other memory for tensors."""
 
 _HUGE_PAGE_BYTES = 2 << 20
 
 
 def new_blocks() -> list[memoryview]:
-    """Writable memory, each block at the beginning of a page; in huge pages where the system has them.
+    """Page-aligned buffers, in huge pages if available.
 
-    A block in huge pages is one piece of physical memory, which the disk takes in far fewer requests:
-    on a virtual disk reads were three times as fast. A page is taken when it is first touched.
+    A huge page is contiguous physical memory, so the disk needs far fewer requests: reads from a virtual disk
+    were three times as fast. Pages are allocated when they are first touched.
     """
     memory = mmap.mmap(
         -1, NUM_BLOCKS * BLOCK_BYTES + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     )
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # a kernel without them
+        with contextlib.suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     aligned = memoryview(memory)[-address % _HUGE_PAGE_BYTES :]
@@ -52,12 +51,12 @@ def new_blocks() -> list[memoryview]:
 
 
 class Digester:
-    """Takes in the bytes of a file through blocks; counts and digests them, and passes the blocks on."""
+    """Receives the bytes of a file in blocks, counts and digests them, and passes each full block on."""
 
     def __init__(
         self, take: Callable[[], memoryview], pass_on: Callable[[memoryview, int], None], chunk_bytes: int
     ) -> None:
-        """`take` gives an empty block; `pass_on` takes it back with so many bytes in it."""
+        """`take` returns an empty block; `pass_on` receives it with the number of bytes in it."""
         self._take = take
         self._pass_on = pass_on
         self._chunk_bytes = chunk_bytes
@@ -67,18 +66,18 @@ class Digester:
         self._digests = ChunkDigester(chunk_bytes)
 
     def room(self) -> memoryview:
-        """Where the next bytes go: at least one, at most a block. Follow it with `advance`."""
+        """A view for the next bytes, of at least one byte and at most a block. Call `advance` afterwards."""
         if self._used_bytes == len(self._block):
             self._empty()
             self._block = self._take()
         return self._block[self._used_bytes :]
 
     def advance(self, num_bytes: int) -> None:
-        """So many bytes have been put into the room."""
+        """Record that `num_bytes` were written to the view that `room` returned."""
         self._used_bytes += num_bytes
 
     def put(self, data: bytes) -> None:
-        """Take in bytes that are at hand."""
+        """Copy bytes into the blocks."""
         left = memoryview(data)
         while left:
             room = self.room()[: len(left)]
@@ -87,7 +86,7 @@ class Digester:
             left = left[len(room) :]
 
     def finish(self, name: str) -> FileEntry:
-        """All bytes are in: what a manifest says of them."""
+        """Pass on the last block; returns the file's entry in the manifest."""
         self._empty()
         return FileEntry(name, self._size_bytes, self._chunk_bytes, self._digests.hexdigests())
 
@@ -100,13 +99,13 @@ class Digester:
 
 
 class DiskWriter:
-    """Makes files, one after another, on a thread of its own. A context manager.
+    """Writes files, one after another, on a thread of its own. A context manager.
 
-    Once something has failed, everything after it fails with the same error.
+    After a failure every later operation fails with the same error.
     """
 
     def __init__(self, blocks: Sequence[memoryview], poll: Poll | None = None) -> None:
-        """`poll` is called between blocks; what it raises ends the writing."""
+        """`poll` is called before each block; what it raises ends the writing."""
         self._blocks: deque[tuple[memoryview, Future[None] | None]] = deque((block, None) for block in blocks)
         self._poll = poll
         self._worker = SerialThread("checkpoint disk")
@@ -124,20 +123,20 @@ class DiskWriter:
         self._worker.close()
 
     def begin_file(self, path: Path, chunk_bytes: int) -> Digester:
-        """A new file, made of the bytes that are put in until `end_file`; one at a time."""
+        """Create a file; bytes put into the returned digester until `end_file` are written to it."""
         self._submit(partial(self._create, path))
         return Digester(self.take_block, self._write_block, chunk_bytes)
 
     def end_file(self) -> None:
-        """All blocks of this file were passed on; it is made durable."""
+        """End the file, whose digester is finished, and make its bytes durable."""
         self._submit(self._sync)
 
     def digester(self, chunk_bytes: int) -> Digester:
-        """One that only digests; between files."""
+        """A digester whose bytes are not written; only between files."""
         return Digester(self.take_block, self._keep_block, chunk_bytes)
 
     def take_block(self) -> memoryview:
-        """A block that may be filled; waits until its last bytes are on the disk."""
+        """A free block; waits until its previous bytes were written."""
         if self._poll is not None:
             self._poll()
         block, written = self._blocks.popleft()
@@ -146,7 +145,7 @@ class DiskWriter:
         return block
 
     def wait(self) -> None:
-        """Until all is done. Durable after it: the bytes of every file, not yet their names.
+        """Wait until everything is written. Then the bytes of all files are durable, but not their names.
 
         Raises:
             OSError: with the path.
@@ -184,7 +183,7 @@ class DiskWriter:
     def _sync(self) -> None:
         assert self._file is not None
         self._file.sync()
-        self._file.forget_cached()
+        self._file.drop_cache()
         self._close()
 
     def _close(self) -> None:
@@ -197,13 +196,11 @@ class DiskWriter:
 def reading(
     file: FileIO, blocks: Sequence[memoryview], spans: Iterable[tuple[int, int]]
 ) -> Iterator[Iterator[tuple[int, memoryview]]]:
-    """The bytes of some spans of `file`, from begin to end, each beginning at a multiple of a page of 4 KiB.
+    """Read spans (begin, end) of a file, each beginning at a multiple of 4 KiB.
 
-    Gives (place in the file, view of at most a block); a view is good until the next one is asked for, and is
-    shorter than it should be if the file is.
-
-    They come from the disk, not from the page cache, where the system can do that. Some blocks are read
-    ahead; do not use any of `blocks` before the context is left.
+    Yields (file offset, view of at most a block). A view is valid until the next one is requested, and
+    shorter if the file ends early. Reads bypass the page cache if the file system supports that. Blocks are
+    read ahead, so do not use `blocks` for anything else within the context.
     """
     direct = _Direct(file)
     worker = SerialThread("checkpoint reader")
@@ -233,16 +230,16 @@ def _views(
 
 
 class _Direct:
-    """A file that is read past the page cache, if that is possible."""
+    """Positional reads from an open file, with O_DIRECT if possible."""
 
     def __init__(self, file: FileIO) -> None:
         self._descriptor = file.fileno()
         self._is_direct = fs.set_direct(self._descriptor, True)
 
     def fill(self, block: memoryview, begin: int, num_bytes: int) -> int:
-        """Read so many bytes from `begin` on; less only at the end of the file."""
+        """Read `num_bytes` from offset `begin`; fewer only at the end of the file. Returns their number."""
         size = fs.ALIGNMENT_BYTES
-        room = block[: -(-num_bytes // size) * size]  # of less a disk does not know
+        room = block[: -(-num_bytes // size) * size]  # O_DIRECT reads whole pages
         num_read = 0
         while num_read < num_bytes:
             try:
@@ -250,7 +247,7 @@ class _Direct:
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._is_direct:
                     raise
-                # Behind an end of the file that is no multiple of a page; or it was never possible.
+                # The file does not end at a page boundary, or its file system refuses O_DIRECT reads.
                 self._is_direct = fs.set_direct(self._descriptor, False)
                 continue
             if not num_more:

@@ -1,8 +1,8 @@
-"""The manifest: what a checkpoint consists of, in bytes of which none can change unseen. No torch.
+"""The manifest of a checkpoint: its files, its tensors and its place in the run. No torch.
 
-A tensor is described by its global shape and, per shard, the offsets of that shard in it, so that any
-number of ranks can find its slices later. Tied tensors are stored once; the other names are aliases.
-It knows the form of this description, not whether the files agree with it.
+A tensor is described by its global shape and the offsets of each shard, so that any number of ranks can find
+its rows later. Tied tensors are stored once; their other names are aliases. A change of any byte of the
+manifest is detected; whether the files agree with it is checked in `verify`.
 """
 
 import math
@@ -31,50 +31,50 @@ FORMAT_VERSION = 3
 
 
 class Scope(StrEnum):
-    """How a part is spread over the ranks."""
+    """How a part is distributed over the ranks."""
 
     SHARDED = "sharded"
-    """Each rank holds a slice of each tensor; together they are the part."""
+    """Each rank holds some rows of each tensor."""
     PER_RANK = "per_rank"
-    """Each rank has a part of its own, such as its generators."""
+    """Each rank has a part of its own, such as the states of its random number generators."""
     GLOBAL = "global"
-    """Equal on all ranks, stored once."""
+    """Equal on all ranks; stored once."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartEntry:
-    """A named piece of the run's state."""
+    """A named part of the run's state."""
 
     name: str
     scope: Scope
     has_json: bool
-    """True if the state file holds a value for it."""
+    """Whether the state file has a value for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file of the checkpoint, other than the manifest."""
+    """A file of the checkpoint other than the manifest."""
 
     name: str
     size_bytes: int
     chunk_bytes: int
-    """A power of two; the last chunk may be shorter."""
+    """Chunk size, a power of two; the last chunk may be shorter."""
     xxh3_128: str
-    """Of each chunk, 32 hexadecimal digits each, one after another."""
+    """The digests of all chunks, 32 hexadecimal digits each, concatenated."""
 
     @classmethod
     def of(cls, name: str, data: bytes) -> "FileEntry":
-        """What is to be said of a file that holds `data`."""
+        """The entry of a file with the content `data`."""
         chunk_bytes = chunk_bytes_of(len(data))
         return cls(name, len(data), chunk_bytes, hexdigests_of(data, chunk_bytes))
 
     def digests(self, first: int, number: int) -> str:
-        """Of so many chunks from one on."""
+        """The digests of `number` chunks, from chunk `first` on."""
         return self.xxh3_128[first * DIGEST_CHARACTERS : (first + number) * DIGEST_CHARACTERS]
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with it in itself."""
+        """Why this entry is invalid; None if it is valid."""
         if not is_plain_name(self.name):
             return "is not a plain file name"
         if self.name == MANIFEST:
@@ -92,34 +92,34 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """A box of a tensor that lies in one file, under the tensor's own name."""
+    """A shard of a tensor, stored in one file under the tensor's name."""
 
     file: str
     offsets: tuple[int, ...]
-    """Position of the box's first element in the whole tensor, one per dimension."""
+    """Position of the shard's first element in the whole tensor, one number per dimension."""
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor of a part. Exactly one of `shards` and `alias_of` says where its elements are."""
+    """A tensor of a part. Exactly one of `shards` and `alias_of` is given."""
 
     part: str
     name: str
     rank: int | None
-    """The owner, for a part of scope per_rank."""
+    """The rank that owns it, if the part's scope is per_rank."""
     dtype: str
-    """safetensors' word for it: F32, BF16, ..."""
+    """Name of the dtype in safetensors: F32, BF16, ..."""
     global_shape: tuple[int, ...]
     shards: tuple[ShardEntry, ...]
     alias_of: str | None
-    """The tensor of the same part and rank whose memory this one shares."""
+    """Name of the tensor of the same part and rank that shares its memory."""
 
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A checkpoint's table of contents and its place in the run."""
+    """The content of manifest.json."""
 
     format_version: int
     step: int
@@ -127,7 +127,7 @@ class Manifest:
     attempt: int
     run_id: str
     parent: str | None
-    """The checkpoint from which this attempt went on, if it did not start fresh."""
+    """The checkpoint that the attempt resumed from, if it did not start at step 0."""
     config_digest: str
     dataset_digest: str
     environment: Mapping[str, bool | int | float | str | None]
@@ -138,41 +138,41 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """All listed files together; the manifest itself is not counted."""
+        """Total size of the listed files, without the manifest."""
         return sum(file.size_bytes for file in self.files)
 
     def files_of(self, rank: int) -> tuple[FileEntry, ...]:
-        """What a rank has written: the files with its tensors; the first rank also the state."""
+        """The files that a rank wrote: those with its tensors, and on rank 0 the state."""
         return tuple(file for file in self.files if file_rank(file.name) == rank)
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON that begins with a digest of all else in it; the inverse of `parse_manifest`.
+        """Canonical JSON, preceded by a digest of it; the inverse of `parse_manifest`.
 
         Raises:
-            FormatError: a field has a value that the format does not allow.
+            FormatError: a field has an invalid value.
         """
         body = encode(self)
-        decode(Manifest, body)  # or else it could be written, but never be read
+        decode(Manifest, body)  # a value of a wrong type could be written, but not read
         _check(self)
         return _signed(body)
 
 
 def parse_manifest(data: bytes, path: Path | str) -> Manifest:
-    """The manifest from the bytes of its file.
+    """Decode and check the bytes of a manifest.
 
     Args:
-        path: of the file, for messages.
+        path: path or URL of the file, for messages.
 
     Raises:
-        CorruptCheckpointError: these are not, to the last byte, what `to_bytes` once gave.
+        CorruptCheckpointError: the bytes differ from what `to_bytes` returns for any manifest.
     """
     body = b"{" + data[_SIGNATURE_BYTES:]
     try:
         version = decode(_Version, data).format_version
         if version != FORMAT_VERSION:
             raise FormatError(
-                f"written in format version {version}, this Yaoki reads version {FORMAT_VERSION}; "
-                "use the Yaoki that wrote it"
+                f"written in format version {version}, this version of Yaoki reads version {FORMAT_VERSION}; "
+                "use the version that wrote it"
             )
         _require(_signed(body) == data, "its content does not match its own digest")
         manifest = decode(Manifest, body)
@@ -188,7 +188,7 @@ def parse_manifest(data: bytes, path: Path | str) -> Manifest:
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """The one key that a manifest of any version has."""
+    """The only key that a manifest of any format version has."""
 
     format_version: int
 
@@ -197,12 +197,12 @@ _SIGNATURE_BYTES = len(b'{"digest":"",') + DIGEST_CHARACTERS
 
 
 def _signed(body: bytes) -> bytes:
-    """A JSON object with a digest of its bytes as an additional first key."""
+    """Insert the digest of a JSON object into it, as its first key."""
     return b'{"digest":"%s",%s' % (xxhash.xxh3_128_hexdigest(body).encode("ascii"), body[1:])
 
 
 def _is_hexadecimal(text: str) -> bool:
-    """Lower case and nothing else; there may be megabytes."""
+    """Whether a text, possibly of megabytes, has only lower-case hexadecimal digits."""
     try:
         return bytes.fromhex(text).hex() == text
     except ValueError:
@@ -210,7 +210,7 @@ def _is_hexadecimal(text: str) -> bool:
 
 
 def _check(manifest: Manifest) -> None:
-    """The rules that types do not express."""
+    """FormatError if a rule is violated that the types do not express."""
     for name in ("step", "attempt"):
         _require(getattr(manifest, name) >= 0, f"{name} is {getattr(manifest, name)}")
     _require(manifest.world_size >= 1, f"world_size is {manifest.world_size}")
@@ -237,7 +237,7 @@ def _check_tensors(manifest: Manifest, files: set[str]) -> None:
 def _problem(
     tensor: TensorEntry, world_size: int, scope: Scope | None, files: set[str], target: TensorEntry | None
 ) -> str | None:
-    """What is wrong with it; `target` is what it is an alias of."""
+    """Why a tensor's entry is invalid; None if it is valid. `target` is the tensor that it is an alias of."""
     if scope is None:
         return "there is no such part"
     owned = tensor.rank is not None and 0 <= tensor.rank < world_size
@@ -248,7 +248,7 @@ def _problem(
     if tensor.alias_of is None:
         return _problem_of_shards(tensor, files)
     if tensor.shards:
-        return "an alias with shards of its own"
+        return "it has both shards and alias_of"
     form = tensor.dtype, tensor.global_shape
     if target is None or target.alias_of is not None or (target.dtype, target.global_shape) != form:
         return f"{tensor.alias_of!r} is not a stored tensor of its dtype and shape"
@@ -256,23 +256,23 @@ def _problem(
 
 
 def _problem_of_shards(tensor: TensorEntry, files: set[str]) -> str | None:
-    """Each shard must lie inside the tensor, and all shards together are it, row after row."""
+    """Each shard must lie inside the tensor, and together they must be its rows, each row once."""
     if not tensor.shards:
-        return "it is stored nowhere"
+        return "it has neither shards nor alias_of"
     for shard in tensor.shards:
         if shard.file not in files:
             return f"{shard.file!r} is not a listed file"
         if not len(shard.offsets) == len(shard.shape) == len(tensor.global_shape):
-            return "a shard lies outside of it"
+            return "a shard lies outside the tensor"
         for offset, size, whole in zip(shard.offsets, shard.shape, tensor.global_shape, strict=True):
             if offset < 0 or size < 0 or offset + size > whole:
-                return "a shard lies outside of it"
+                return "a shard lies outside the tensor"
     if sum(math.prod(shard.shape) for shard in tensor.shards) != math.prod(tensor.global_shape):
         return "its shards do not cover it"
     num_rows = 0
     for first, size in sorted((shard.offsets[0], shard.shape[0]) for shard in tensor.shards if shard.shape):
         if first != num_rows:
-            return "its shards do not follow one another"
+            return "its shards overlap or leave a gap"
         num_rows += size
     return None
 

@@ -1,7 +1,7 @@
-"""Names for checkpoints that must stay: `checkpoints/pins.json`, an object of step by name. No torch.
+"""Names for checkpoints that must be kept: `checkpoints/pins.json`, an object of steps by name. No torch.
 
-A process that prunes reads the file each time, so a pin can be set while a run is training. Knows
-nothing of whether there is a checkpoint at a step.
+Whoever prunes reads the file before each removal, so a pin can be set while a run is training. A pin does not
+ensure that there is a checkpoint of its step.
 """
 
 import json
@@ -15,16 +15,16 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
 class Pins:
-    """The pins of one `checkpoints/` directory; one person changes them at a time."""
+    """The pins of one `checkpoints/` directory. Concurrent changes may overwrite each other."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "pins.json"
 
     def by_name(self) -> dict[str, int]:
-        """Step by name, in the order of the names.
+        """The step of each pin, sorted by name.
 
         Raises:
-            CorruptCheckpointError: the file is there and is not one that `set` wrote.
+            CorruptCheckpointError: the file exists and does not have the expected form.
         """
         try:
             found = json.loads(self._path.read_text("utf-8"))
@@ -37,17 +37,17 @@ class Pins:
         return dict(sorted(found.items()))
 
     def by_step(self) -> dict[int, tuple[str, ...]]:
-        """Names by step."""
+        """The names of the pins of each step."""
         names: dict[int, tuple[str, ...]] = {}
         for name, step in self.by_name().items():
             names[step] = (*names.get(step, ()), name)
         return names
 
     def set(self, name: str, step: int) -> None:
-        """Make `name` hold the checkpoint of `step`, and no other any more. Durable on return.
+        """Pin the checkpoint of `step` as `name`, which may have pinned another one. Durable.
 
         Raises:
-            UsageError: the name is not plain.
+            UsageError: the name has characters that are not allowed.
         """
         if _NAME.fullmatch(name) is None:
             raise UsageError(
@@ -56,10 +56,10 @@ class Pins:
         self._write({**self.by_name(), name: step})
 
     def remove(self, name: str) -> int:
-        """Forget a name; returns the step that it held. Durable on return.
+        """Remove a pin and return its step. Durable.
 
         Raises:
-            NothingThereError: there is no such name.
+            NothingThereError: there is no pin of this name.
         """
         pins = self.by_name()
         if name not in pins:
@@ -77,6 +77,6 @@ class Pins:
         return CorruptCheckpointError(
             problem,
             path=self._path,
-            hint="nothing is removed while it is unknown what is pinned: repair the file, or remove it and "
+            hint="no checkpoint is removed while the pins cannot be read: repair the file, or delete it and "
             "pin again",
         )

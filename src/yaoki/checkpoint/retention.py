@@ -1,7 +1,6 @@
-"""Which checkpoints stay, which may go, and why: a pure function from a list to a list. No torch, no files.
+"""Decides which checkpoints are kept: a pure function, without torch, files or a clock.
 
-It knows steps and standings; how a checkpoint is verified or removed is not its business. It asks no
-clock: an instant to compare with is part of the policy, so that the caller's clock is the only one.
+The only time it compares with is part of the policy, so the caller's clock is the only one.
 """
 
 import math
@@ -13,42 +12,42 @@ from yaoki.errors import UsageError
 
 
 class Standing(StrEnum):
-    """What is known of a checkpoint. Of a step at most one is VERIFIED or UNREAD: it stands for it."""
+    """What is known about a checkpoint. At most one of each step is VERIFIED or UNREAD."""
 
     VERIFIED = "verified"
-    """Read in full by this process and found whole."""
+    """Read in full by this process, and undamaged."""
     UNREAD = "unread"
-    """It has the name of a committed checkpoint; its bytes were not read."""
+    """Committed, going by its name; not read."""
     SPARE = "spare"
-    """Found corrupt, or another one stands for its step."""
+    """Damaged, or another checkpoint of the same step is used instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A checkpoint as retention sees it."""
+    """What the decision about a checkpoint depends on."""
 
     step: int
     standing: Standing
     metric: float | None = None
-    """Higher is better; None or NaN: unknown."""
+    """Higher is better; None or NaN if unknown."""
     pins: tuple[str, ...] = ()
-    """Names that hold it."""
+    """Names under which it is pinned."""
     created_unix_s: float | None = None
-    """When it was committed; None: unknown."""
+    """When it was committed; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What to keep: a checkpoint stays if any of the rules wants it."""
+    """What to keep: a checkpoint stays if any rule applies to it."""
 
     keep_last: int
-    """The newest so many that are verified, at least 1."""
+    """The newest N that are verified; at least 1."""
     keep_every: int | None = None
-    """Those whose step is a multiple of this."""
+    """Every one whose step is a multiple of this."""
     keep_best: int = 0
-    """The best so many by metric; of equal ones the newer."""
+    """The best N by metric; of equal ones the newer."""
     keep_since_unix_s: float | None = None
-    """Those committed at this instant or later; one of unknown age stays too."""
+    """Every one committed at this time or later, or of unknown age."""
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -62,11 +61,11 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of one checkpoint."""
+    """Whether one checkpoint stays."""
 
     entry: Entry
     reasons: tuple[str, ...]
-    """Why it stays, in words; none: it goes."""
+    """Why it stays; empty if it may be removed."""
 
     @property
     def stays(self) -> bool:
@@ -76,10 +75,10 @@ class Decision:
 def decide(entries: Sequence[Entry], policy: Policy) -> list[Decision]:
     """One decision per entry, in the order given.
 
-    Whatever goes is of the same step as the oldest of `keep_last` verified ones, or older. So nothing goes
-    while fewer than `keep_last` are verified, the newest verified one stays (a resume and the journal's
-    replay start there), and so does what is corrupt and newer, to be looked at or repaired. A SPARE one
-    counts for no rule.
+    Only checkpoints not newer than the oldest of the newest `keep_last` verified ones are removed. So nothing
+    is removed while fewer than `keep_last` are verified; the newest verified one stays, because a resume and
+    the replay of the journal start there; and newer, damaged ones stay, so that they can be inspected or
+    repaired. The rules of the policy do not apply to SPARE ones.
     """
     verified = sorted((e.step for e in entries if e.standing is Standing.VERIFIED), reverse=True)
     newest = set(verified[: policy.keep_last])
@@ -92,20 +91,20 @@ def decide(entries: Sequence[Entry], policy: Policy) -> list[Decision]:
 
 
 def _safety(entry: Entry, newest: set[int], oldest_needed: int | None, policy: Policy) -> list[str]:
-    """Why nobody's policy may let it go."""
+    """Reasons that hold under any policy."""
     reasons = [f"pinned as {name}" for name in entry.pins]
     if entry.standing is Standing.VERIFIED and entry.step in newest:
         is_first = entry.step == max(newest)
         reasons.append("the newest verified one" if is_first else f"one of the newest {policy.keep_last}")
     elif oldest_needed is None:
-        reasons.append(f"{len(newest)} of {policy.keep_last} verified ones are there, so nothing may go")
+        reasons.append(f"nothing is removed while {len(newest)} of {policy.keep_last} are verified")
     elif entry.step > oldest_needed:
-        reasons.append(f"newer than the {policy.keep_last} verified ones that would stand in for it")
+        reasons.append(f"newer than the oldest of the {policy.keep_last} verified ones")
     return reasons
 
 
 def _rules(entry: Entry, best: set[int], policy: Policy) -> list[str]:
-    """What the policy wants it for."""
+    """Rules of the policy that apply."""
     if entry.standing is Standing.SPARE:
         return []
     reasons = []
@@ -117,12 +116,12 @@ def _rules(entry: Entry, best: set[int], policy: Policy) -> list[str]:
         if entry.created_unix_s is None:
             reasons.append("its age is unknown")
         elif entry.created_unix_s >= policy.keep_since_unix_s:
-            reasons.append("it is young")
+            reasons.append("committed recently enough")
     return reasons
 
 
 def _best(entries: Sequence[Entry], number: int) -> set[int]:
-    """Steps of the best by metric."""
+    """Steps of the best N by metric."""
     measured = [
         (entry.metric, entry.step)
         for entry in entries

@@ -1,6 +1,6 @@
-"""Verification of a checkpoint: every byte of every listed file, and the manifest itself. No torch.
+"""Verifies a checkpoint: its manifest, and every byte of the files that the manifest lists. No torch.
 
-It reads and judges one directory; choosing between checkpoints is the catalogue's work.
+The files are untrusted: they may be of any size or kind, damaged, links or pipes.
 """
 
 import os
@@ -18,11 +18,11 @@ from yaoki.types import Poll
 
 
 def verify(directory: Path) -> Manifest:
-    """Check a checkpoint in full; files that its manifest does not list are ignored.
+    """Read and check a checkpoint in full; files that its manifest does not list are ignored.
 
     Raises:
-        CorruptCheckpointError: names the file and what is wrong: missing, not a regular file, wrong
-            size or digest, unreadable; or the directory is not what its name says.
+        CorruptCheckpointError: a file is missing, unreadable, not a regular file, or of a wrong size or
+            digest; or the directory's name is that of another step.
     """
     manifest = check_sizes(directory)
     _check_digests(directory, manifest.files, new_blocks())
@@ -30,7 +30,7 @@ def verify(directory: Path) -> Manifest:
 
 
 def check_sizes(directory: Path) -> Manifest:
-    """The manifest, and that each file it lists is there in its size: a quick look, whatever the files hold.
+    """Check the manifest and the sizes of the files; their content is not read.
 
     Raises:
         CorruptCheckpointError: see `verify`.
@@ -42,7 +42,7 @@ def check_sizes(directory: Path) -> Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest alone, checked in itself and against the directory's name: a quick look.
+    """Read the manifest and check it, also against the directory's name; other files are not looked at.
 
     Raises:
         CorruptCheckpointError: see `verify`.
@@ -67,19 +67,20 @@ def read_back(
     blocks: Sequence[memoryview],
     poll: Poll | None = None,
 ) -> None:
-    """Read, from the disk, a checkpoint that was just written.
+    """Read a checkpoint that was just written back from the disk, and check it.
 
     Args:
         manifest: the bytes that were written as the manifest.
-        files: what they say of the files to read.
-        blocks: to read into; `poll` is called after each, and what it raises ends the reading.
+        files: its entries of the files to read.
+        blocks: buffers to read into.
+        poll: called after each block; what it raises ends the reading.
 
     Raises:
-        CorruptCheckpointError: see `verify`; or the file of the manifest holds other bytes.
+        CorruptCheckpointError: see `verify`; or the bytes of the manifest differ.
     """
     path = directory / MANIFEST
     if read_small(path) != manifest:
-        raise CorruptCheckpointError("it does not hold what was written to it", path=path)
+        raise CorruptCheckpointError("its content differs from what was written", path=path)
     _check_digests(directory, files, blocks, poll)
 
 
@@ -95,11 +96,11 @@ def _check_digests(
 
 
 _MAX_BYTES_IN_MEMORY = 256 << 20
-"""Manifests and states are far smaller; nothing larger is taken into memory at once."""
+"""Far more than any manifest or state has; larger files are never read into memory at once."""
 
 
 def require_directory(path: Path) -> None:
-    """CorruptCheckpointError unless `path` is a directory itself, not a link to one."""
+    """CorruptCheckpointError unless `path` is a directory, and not a link to one."""
     try:
         mode = path.lstat().st_mode
     except OSError as error:
@@ -109,10 +110,10 @@ def require_directory(path: Path) -> None:
 
 
 def read_small(path: Path) -> bytes:
-    """All bytes of a file that fits into memory with ease.
+    """All bytes of a file that should be small.
 
     Raises:
-        CorruptCheckpointError: it is missing, unreadable, no regular file, or far too big.
+        CorruptCheckpointError: it is missing, unreadable, not a regular file, or larger than 256 MiB.
     """
     with open_regular(path) as file:
         size_bytes = os.fstat(file.fileno()).st_size
@@ -127,7 +128,7 @@ def read_small(path: Path) -> bytes:
 
 
 def read_small_checked(path: Path, expected: FileEntry) -> bytes:
-    """All bytes of a small file, of the expected size and digest.
+    """All bytes of a small file, after checking size and digests.
 
     Raises:
         CorruptCheckpointError: see `read_small` and `read_checked`.
@@ -139,7 +140,7 @@ def read_small_checked(path: Path, expected: FileEntry) -> bytes:
 
 
 def check_size(path: Path, expected: FileEntry) -> None:
-    """CorruptCheckpointError unless this is a regular file of the expected size. Nothing of it is read."""
+    """CorruptCheckpointError unless this is a regular file of the expected size. Its content is not read."""
     with open_regular(path) as file:
         _require_size(path, file, expected)
 
@@ -151,16 +152,17 @@ def read_checked(
     take: Callable[[int, memoryview], None],
     spans: Sequence[tuple[int, int]] | None = None,
 ) -> None:
-    """Read a file, or some spans of it, once, from the disk: give the bytes to `take`, with their place.
+    """Read a file, or spans of it, once and from the disk, and pass the bytes on; then check their digests.
 
-    They come in order, in views that are reused. Believe them only when this has returned: not until then
-    are the digests known.
+    The bytes are verified only when this returns; until then they must not be trusted.
 
     Args:
-        spans: (begin, end) in the file's order; each of whole chunks, see `whole_chunks`. None: all of it.
+        blocks: buffers to read into.
+        take: called with the file offset and a view of the bytes, in order; views are reused.
+        spans: (begin, end) of whole chunks, in order; see `whole_chunks`. None reads all of the file.
 
     Raises:
-        CorruptCheckpointError: missing, not a regular file, wrong size or digest, unreadable; names the file.
+        CorruptCheckpointError: missing, unreadable, not a regular file, wrong size or digest.
     """
     spans = _all_of(expected) if spans is None else spans
     digests = ChunkDigester(expected.chunk_bytes)
@@ -177,10 +179,10 @@ def read_checked(
 
 
 def whole_chunks(file: FileEntry, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The chunks in which ranges of a file lie, as spans that do not touch one another.
+    """The spans of whole chunks that cover ranges of a file; adjacent ones are merged.
 
     Args:
-        ranges: (begin, end), none of them empty, in the order of where they begin.
+        ranges: (begin, end), not empty, sorted by begin.
     """
     spans: list[tuple[int, int]] = []
     for begin, end in ranges:
@@ -195,9 +197,11 @@ def whole_chunks(file: FileEntry, ranges: Iterable[tuple[int, int]]) -> list[tup
 def require_digests(
     place: Path | str, found: str, expected: FileEntry, spans: Sequence[tuple[int, int]] | None = None
 ) -> None:
-    """CorruptCheckpointError, with the place, unless `found` are the digests of the chunks in the spans.
+    """CorruptCheckpointError unless `found` are the expected digests of the chunks in `spans`.
 
-    `spans` as for `read_checked`.
+    Args:
+        place: path or URL of the file, for the message.
+        spans: as for `read_checked`.
     """
     size, spans = expected.chunk_bytes, _all_of(expected) if spans is None else spans
     runs = [(begin // size, num_chunks(end - begin, size)) for begin, end in spans]
@@ -229,7 +233,7 @@ def _require_size(path: Path, file: FileIO, expected: FileEntry) -> None:
 
 
 def open_regular(path: Path) -> FileIO:
-    """Open for reading without a buffer; never follows a link, never waits for a pipe's other end."""
+    """Open for unbuffered reading; refuses links and pipes, so it never blocks."""
     try:
         mode = path.lstat().st_mode
         if not stat.S_ISREG(mode):

@@ -1,1 +1,1 @@
-"""State to and from checkpoints: snapshots, streamed writing, commits, verified restoring."""
+"""Saving and loading checkpoints with torch."""

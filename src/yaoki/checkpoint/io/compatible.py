@@ -1,6 +1,6 @@
-"""Whether what was saved is what is to be restored: the same parts, the same tensors, tied alike.
+"""Checks that a checkpoint fits the live state: the same parts, the same tensors, the same ties.
 
-It compares descriptions; no element is read or written.
+Only descriptions are compared; no element is read or written.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,27 +14,27 @@ from yaoki.errors import RefusedError
 
 _NUM_SHOWN = 3
 
-_HINT = "the model or optimizer differs from the one that was saved; restore into the same one"
+_HINT = "the model or the optimizer differs from the saved one; restore into the same one"
 
 
 def signature_of(tensor: torch.Tensor) -> str:
-    """dtype and shape in one word, such as `F32[2, 3]`."""
-    return form(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tensor.shape)
+    """Dtype and shape as one word, such as `F32[2, 3]`."""
+    return signature(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tensor.shape)
 
 
-def form(dtype: str, shape: Iterable[int]) -> str:
-    """dtype and shape in one word, as `signature_of` gives it."""
+def signature(dtype: str, shape: Iterable[int]) -> str:
+    """The word that `signature_of` returns, from the name of a dtype and a shape."""
     return f"{dtype}{list(shape)}"
 
 
 def require_parts(directory: Path, manifest: Manifest, expected: Mapping[str, Scope]) -> None:
-    """RefusedError if parts are missing, left over, or of another scope."""
+    """RefusedError if parts are missing or unexpected, or have another scope."""
     saved = {part.name: part.scope for part in manifest.parts}
     problems = (
-        ("does not hold", [name for name in expected if name not in saved]),
-        ("also holds", [name for name in saved if name not in expected]),
+        ("lacks", [name for name in expected if name not in saved]),
+        ("also has", [name for name in saved if name not in expected]),
         (
-            "holds with another scope",
+            "has with another scope",
             [name for name in expected if name in saved and expected[name] is not saved[name]],
         ),
     )
@@ -42,12 +42,12 @@ def require_parts(directory: Path, manifest: Manifest, expected: Mapping[str, Sc
     if found:
         raise RefusedError(
             f"{directory} does not have the expected parts: it {'; it '.join(found)}",
-            hint="it was saved by a run of another kind; resume with the config that it was saved with",
+            hint="it was saved with another config; resume with that one",
         )
 
 
 def require_same_signatures(live: Mapping[str, str], saved: Mapping[str, str]) -> None:
-    """RefusedError if tensors are missing or left over, or differ; both map names to forms."""
+    """RefusedError if tensors are missing or unexpected, or differ. Both map names to signatures."""
     problems = (
         ("not in the checkpoint", [name for name in live if name not in saved]),
         ("only in the checkpoint", [name for name in saved if name not in live]),
@@ -66,7 +66,7 @@ def require_same_signatures(live: Mapping[str, str], saved: Mapping[str, str]) -
 
 
 def require_same_ties(live: Mapping[str, str], saved: Mapping[str, str]) -> None:
-    """RefusedError if tensors share memory now but were saved apart; both map an alias to its original."""
+    """RefusedError if tensors are tied now but were not when saved. Both map an alias to its original."""
     apart = [
         f"{name} and {original}"
         for name, original in live.items()
@@ -74,13 +74,13 @@ def require_same_ties(live: Mapping[str, str], saved: Mapping[str, str]) -> None
     ]
     if apart:
         raise RefusedError(
-            f"the checkpoint's tensors do not fit: {len(apart)} tied now, saved apart: {_some(apart)}",
+            f"the checkpoint's tensors do not fit: {len(apart)} tied now, but not when saved: {_some(apart)}",
             hint=_HINT,
         )
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first few names."""
+    """The first names, and the number of the others."""
     names = list(names)
     shown = ", ".join(names[:_NUM_SHOWN])
     return shown if len(names) <= _NUM_SHOWN else f"{shown} and {len(names) - _NUM_SHOWN} more"

@@ -1,7 +1,6 @@
-"""The tensors of a snapshot while they are written: live ones until the frozen window ends, copies after it.
+"""The tensors of a snapshot while they are written: live ones until the frozen window ends, then copies.
 
-The writer reads on its thread; training says on its own thread when the tensors are about to change.
-It knows nothing of files.
+The writing thread reads; the training thread calls `release` before it changes the tensors.
 """
 
 import ctypes
@@ -16,20 +15,20 @@ from yaoki.errors import YaokiError
 
 
 class FrozenTensors:
-    """Gives the bytes of tensors as they were when the source was made.
+    """Reads the bytes of tensors as they were when this was created.
 
-    That holds if nothing writes to a tensor before `release` has returned; if torch does, `read` and `take`
-    raise YaokiError. One thread reads: it says once
-    what (`begin`), then reads group after group, and closes. Another one releases.
+    Nothing may write to a tensor before `release` has returned; if torch does, `read` and `take` raise
+    YaokiError. One thread reads: it calls `begin` once, reads group after group, and closes. Another thread
+    releases.
     """
 
     def __init__(self) -> None:
         self._changed = Condition()
         self._unread: dict[tuple[str, int], torch.Tensor] | None = None
-        """By group and number; None until it is known what will be read."""
+        """By group and index; None before `begin`."""
         self._num_unread_bytes = 0
         self._versions: dict[tuple[str, int], int] = {}
-        """torch's count of writes to each, as it was when reading began."""
+        """The version counter of each when reading began."""
         self._check: Callable[[], None] | None = None
         self._is_released = False
         self._is_closed = False
@@ -38,10 +37,12 @@ class FrozenTensors:
     def begin(
         self, groups: Mapping[str, Sequence[torch.Tensor]], check: Callable[[], None] | None = None
     ) -> None:
-        """These will be read; a tensor that is not contiguous in pieces, see `pieces_of`.
+        """Declare what will be read.
 
-        `check` is called while nobody can release, now and after each group that was read before the release;
-        what it raises comes through.
+        Args:
+            groups: tensors by group; those that are not contiguous in pieces, see `pieces_of`.
+            check: called now, and after each group that is read before the release, while `release` is
+                blocked; raises if the tensors have changed.
         """
         with self._changed:
             self._check = check
@@ -55,38 +56,38 @@ class FrozenTensors:
             self._changed.notify_all()
 
     def read(self, group: str, digester: Digester) -> None:
-        """Put the bytes of a group, row by row, into a digester; they will be read once more."""
+        """Put the bytes of a group, row by row, into a digester, and keep the tensors to be read again."""
         for key in self._keys(group):
             self._read(key, digester)
         self._check_again()
 
     def take(self, group: str, digester: Digester) -> None:
-        """Put the bytes of a group, row by row, into a digester; they will not be read again."""
+        """Put the bytes of a group, row by row, into a digester, and drop the tensors."""
         keys = self._keys(group)
         for key in keys:
             self._read(key, digester)
             if key != keys[-1]:
-                self._forget(key)
+                self._drop(key)
         self._check_again()
         for key in keys[-1:]:
-            self._forget(key)
+            self._drop(key)
 
-    def forget(self, group: str) -> None:
-        """A group will not be read any more."""
+    def drop(self, group: str) -> None:
+        """Drop the tensors of a group."""
         for key in self._keys(group):
-            self._forget(key)
+            self._drop(key)
 
     def close(self) -> None:
-        """Nothing will be read any more, be it that all was read or that something went wrong."""
+        """End reading, after success or failure."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
 
     def release(self, copy_bytes: int) -> bool:
-        """Wait until at most `copy_bytes` are unread, copy them; then the tensors may change.
+        """Wait until at most `copy_bytes` are unread and copy these; then the tensors may change.
 
         Returns:
-            False if reading has ended before everything was read.
+            False if reading ended before everything was read.
         """
         with self._changed:
             self._changed.wait_for(
@@ -100,7 +101,7 @@ class FrozenTensors:
             return True
 
     def _check_again(self) -> None:
-        """For tensors that are spread: what torch does to their rows is counted on the whole only."""
+        """For sharded tensors: torch counts in-place writes to their rows on the whole tensor only."""
         with self._changed:
             if self._check is not None and not self._is_released:
                 self._check()
@@ -113,7 +114,7 @@ class FrozenTensors:
         assert self._unread is not None
         begin, num_bytes = 0, self._unread[key].nbytes
         while begin < num_bytes:
-            # May wait for the disk, which must not hold up `release`.
+            # Outside the lock, because this may wait for the disk, which must not block `release`.
             room = digester.room()[: num_bytes - begin]
             with self._changed:
                 self._copy(self._unread[key], begin, room)
@@ -122,17 +123,17 @@ class FrozenTensors:
             digester.advance(len(room))
             begin += len(room)
 
-    def _forget(self, key: tuple[str, int]) -> None:
+    def _drop(self, key: tuple[str, int]) -> None:
         with self._changed:
             assert self._unread is not None
             self._num_unread_bytes -= self._unread.pop(key).nbytes
             self._changed.notify_all()
 
     def _copy(self, piece: torch.Tensor, begin: int, room: memoryview) -> None:
-        """The bytes of a piece from `begin` on into `room`, which is as long as that or shorter.
+        """Copy bytes of a piece, from `begin` on, to fill `room`.
 
-        A plain memmove, not torch's copy_: both let go of the interpreter, but from this thread copy_ would
-        start a second team of OpenMP threads, which spin on the cores that training computes on.
+        With memmove, not copy_: both release the GIL, but copy_ on this thread would start a second team of
+        OpenMP threads, which spin on the cores that training uses.
         """
         dense = piece.detach().contiguous()
         if dense.device.type == "cpu":
@@ -148,9 +149,9 @@ class FrozenTensors:
 
 
 def pieces_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Views that follow one another row by row: the tensor itself, or small ones if it is not contiguous.
+    """Views that together are the tensor, row by row: itself, or small ones if it is not contiguous.
 
-    Small, because what is not contiguous is copied first.
+    Small, because a view that is not contiguous is copied before it is read.
     """
     if tensor.is_contiguous() or tensor.nbytes <= BLOCK_BYTES:
         yield tensor
@@ -163,15 +164,15 @@ def pieces_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def written_to(what: str) -> YaokiError:
-    """The error of a snapshot that is no longer what it was."""
+    """The error that a tensor of a snapshot has changed."""
     return YaokiError(
-        f"{what}: a tensor was written to between two updates, while a checkpoint of it was being made",
-        hint="nothing may change weights or moments before `release`; that checkpoint was given up",
+        f"{what}: a tensor was written to between two updates, while a checkpoint of it was being written",
+        hint="nothing may change weights or moments before `release`; this checkpoint was cancelled",
     )
 
 
 def pin(blocks: Sequence[memoryview]) -> None:
-    """Let CUDA copy straight into the blocks; without it the copies are right but slow."""
+    """Page-lock the blocks, so that CUDA copies into them directly; otherwise copies are correct but slow."""
     if torch.cuda.is_initialized():
         for block in blocks:
             address = ctypes.addressof(ctypes.c_char.from_buffer(block))
@@ -183,16 +184,16 @@ def _copy_of(piece: torch.Tensor) -> torch.Tensor:
 
 
 class _CudaCopier:
-    """Copies from the current device on a stream of its own, beside what is computed there."""
+    """Copies from the current device on a stream of its own, concurrently with computation."""
 
     def __init__(self) -> None:
         self._ready = torch.cuda.Event()
-        self._ready.record()  # behind the update whose results are to be copied
+        self._ready.record()  # after the update whose results are copied
         self._stream = torch.cuda.Stream()
         self._stream.wait_event(self._ready)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Has happened in full when it returns: the bytes may be digested."""
+        """Copy and wait for the copy."""
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
         self._stream.synchronize()

@@ -1,7 +1,4 @@
-"""Where the rows of a checkpoint go: into live tensors, or into new ones.
-
-It knows which rows of each tensor this rank holds, and nothing of files.
-"""
+"""Plans which bytes of a checkpoint a rank reads, and where they go: into live tensors, or into new ones."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -20,18 +17,18 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class Target:
-    """This rank's rows of one tensor, while they come in."""
+    """This rank's rows of one tensor, while they are read."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-        self.box: LocalShard = local_shard_of(tensor)
+        self.shard: LocalShard = local_shard_of(tensor)
         self._rows = local_tensor(tensor)
         is_dense = self._rows.is_contiguous()
         self.dense = self._rows if is_dense else torch.empty(self._rows.shape, dtype=self._rows.dtype)
         self._num_missing = self.dense.nbytes
 
     def received(self, num_bytes: int) -> None:
-        """So many more bytes are in `dense`."""
+        """Record that `num_bytes` were written to `dense`; copy it to the live rows when it is complete."""
         self._num_missing -= num_bytes
         if not self._num_missing and self.dense is not self._rows:
             self._rows.copy_(self.dense)
@@ -39,21 +36,21 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes of a file that are wanted here."""
+    """Bytes of a file that this rank needs."""
 
     begin: int
-    """Where in the file."""
+    """Offset in the file."""
     end: int
     target: Target
     target_begin: int
-    """Where in the target's bytes they go."""
+    """Offset in the bytes of the target."""
 
 
 class ReadPlan:
-    """All tensors that a checkpoint is read into."""
+    """The tensors that a checkpoint is read into."""
 
     def __init__(self, manifest: Manifest, live: Mapping[str, Tensors], rank: int) -> None:
-        """`rank`: the one that stands in for this one where each rank has a part for itself."""
+        """`rank`: the saved rank whose per-rank parts are restored."""
         self._rank = rank
         self._live = live
         self._targets: dict[tuple[str, str], Target] = {}
@@ -64,25 +61,25 @@ class ReadPlan:
         }
 
     def tensor(self, part: str, name: str) -> torch.Tensor:
-        """The tensor that the rows of that name went to."""
+        """The tensor that the rows of this name are read into."""
         return self._targets[part, name].tensor
 
-    def piece(self, file: TensorFile, stored: StoredRows) -> ByteRange | None:
-        """Which of these rows of a file are held here, and where they go; None: none of them."""
+    def byte_range(self, file: TensorFile, stored: StoredRows) -> ByteRange | None:
+        """The bytes of stored rows that this rank holds; None if it holds none of them."""
         if file.is_per_rank and file.rank != self._rank:
             return None
         target = self._target(file.part, stored.tensor)
-        box, row_bytes = target.box, target.box.row_elements * stored.tensor.dtype.itemsize
+        shard, row_bytes = target.shard, target.shard.row_elements * stored.tensor.dtype.itemsize
         num_rows = stored.tensor.shape[0] if stored.tensor.shape else 1
-        first = max(box.first_row, stored.first_row)
-        end = min(box.first_row + box.num_rows, stored.first_row + num_rows)
+        first = max(shard.first_row, stored.first_row)
+        end = min(shard.first_row + shard.num_rows, stored.first_row + num_rows)
         if end <= first or not row_bytes:
             return None
         return ByteRange(
             stored.begin + (first - stored.first_row) * row_bytes,
             stored.begin + (end - stored.first_row) * row_bytes,
             target,
-            (first - box.first_row) * row_bytes,
+            (first - shard.first_row) * row_bytes,
         )
 
     def _target(self, part: str, stored: StoredTensor) -> Target:
@@ -96,21 +93,21 @@ class ReadPlan:
 
 
 class Scatter:
-    """Takes a file, or spans of it, in its order."""
+    """Distributes the bytes of a file, or of spans of it, to the targets."""
 
-    def __init__(self, path: Path, header: bytes, pieces: Sequence[ByteRange]) -> None:
-        """`pieces`: what is wanted of it, in its order."""
+    def __init__(self, path: Path, header: bytes, ranges: Sequence[ByteRange]) -> None:
+        """`ranges`: what this rank needs, in file order."""
         self._path = path
         self._header = header
-        self._pieces = pieces
+        self._ranges = ranges
         self._next = 0
-        """The first piece that has not been taken whole."""
+        """The first range that is not complete."""
 
     def take(self, begin: int, view: memoryview) -> None:
-        """The bytes of the file from `begin` on.
+        """Take the bytes at file offset `begin`.
 
         Raises:
-            CorruptCheckpointError: the header is not the one that the tensors should have.
+            CorruptCheckpointError: the header differs from the one that follows from the manifest.
         """
         end = begin + len(view)
         expected = self._header[begin:end]
@@ -118,23 +115,23 @@ class Scatter:
             raise CorruptCheckpointError(
                 "its header does not describe the tensors that the manifest lists", path=self._path
             )
-        while self._next < len(self._pieces):
-            piece = self._pieces[self._next]
-            first, last = max(begin, piece.begin), min(end, piece.end)
+        while self._next < len(self._ranges):
+            wanted = self._ranges[self._next]
+            first, last = max(begin, wanted.begin), min(end, wanted.end)
             if last > first:
-                _put(piece, first - piece.begin, view[first - begin : last - begin])
-            if piece.end > end:
+                _put(wanted, first - wanted.begin, view[first - begin : last - begin])
+            if wanted.end > end:
                 return
             self._next += 1
 
 
-def _put(piece: ByteRange, offset: int, source: memoryview) -> None:
-    """Bytes of the wanted ones from `offset` on."""
-    dense, begin = piece.target.dense, piece.target_begin + offset
+def _put(wanted: ByteRange, offset: int, source: memoryview) -> None:
+    """Copy bytes to a range, at an offset in it."""
+    dense, begin = wanted.target.dense, wanted.target_begin + offset
     if dense.device.type == "cpu":
         address = ctypes.addressof(ctypes.c_char.from_buffer(source))
         ctypes.memmove(dense.data_ptr() + begin, address, len(source))
     else:
         flat = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
         flat[begin : begin + len(source)].copy_(torch.frombuffer(source, dtype=torch.uint8))
-    piece.target.received(len(source))
+    wanted.target.received(len(source))

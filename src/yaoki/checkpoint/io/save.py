@@ -1,8 +1,6 @@
-"""One checkpoint on its way to the disk, written by all ranks: files, receipts, manifest.
+"""Writes one checkpoint, together with all ranks, to a directory that does not have its final name yet.
 
-Every rank writes its own files and makes them durable; the first one then knows all receipts and writes the
-manifest. The name comes after that, and is not given here. It knows nothing of other checkpoints, but for
-files that it may link to.
+Every rank writes its files and makes them durable; rank 0 gathers their receipts and writes the manifest.
 """
 
 import time
@@ -35,12 +33,12 @@ from yaoki.strict_json import JSON, FormatError, decode, encode
 from yaoki.types import Poll
 
 _RESERVE_BYTES = 16 << 20
-"""Room for JSON, headers and the file system's own needs, beside the tensors."""
+"""Space for JSON, headers and file-system metadata, in addition to the tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class SaveInfo:
-    """What the manifest says of the run, beside the state; see `Manifest`."""
+    """Fields of the manifest that describe the run; see `Manifest`."""
 
     run_id: str
     attempt: int
@@ -52,11 +50,11 @@ class SaveInfo:
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """The parts of one save that do not change from file to file."""
+    """One save in progress."""
 
     ranks: Channel
     path: Path
-    """The name that the checkpoint will have, for messages."""
+    """The final name of the checkpoint, for messages."""
     unfinished: Path
     """The directory to write to."""
     snapshot: Snapshot
@@ -64,21 +62,21 @@ class Saving:
 
     def write(
         self,
-        source: FrozenTensors,
+        frozen: FrozenTensors,
         blocks: Sequence[memoryview],
         poll: Poll | None,
         make_room: Callable[[], None],
     ) -> tuple[Receipt, ...]:
-        """Every file but the manifest, durable; what all ranks have written, in their order.
+        """Write every file except the manifest, durably; returns the receipts of all ranks, in rank order.
 
-        `make_room` is called first, on the first rank only.
+        `make_room` is called first, on rank 0 only.
         """
         files, of_rank = run_on_all(self.ranks, partial(self._prepare, make_room))
         needed_bytes = all_gather_json(self.ranks, self._needed_bytes(files))
         of_ranks = all_gather_json(self.ranks, of_rank)
         run_on_all(self.ranks, partial(self._require_space, sum(needed_bytes)))
-        receipts = run_on_all(self.ranks, partial(self._write, files, of_ranks, source, blocks, poll))
-        if self.ranks.size == 1:  # thousands of tensors need not be encoded for nobody
+        receipts = run_on_all(self.ranks, partial(self._write, files, of_ranks, frozen, blocks, poll))
+        if self.ranks.size == 1:  # there may be thousands of tensors to encode
             return receipts
         messages = self.ranks.gather(encode(receipts))
         return sum((decode(tuple[Receipt, ...], message) for message in messages), ())
@@ -86,7 +84,7 @@ class Saving:
     def finish(
         self, receipts: Sequence[Receipt], step: int, info: SaveInfo, give_name: Callable[[], None]
     ) -> tuple[Manifest, bytes]:
-        """The manifest, durable; then `give_name` is called, on the first rank only."""
+        """Write the manifest, durably, then call `give_name`, both on rank 0 only."""
         made = run_on_all(self.ranks, partial(self._finish, receipts, step, info, give_name))
         (data, *_) = self.ranks.gather(b"" if made is None else made[1])
         return made or (parse_manifest(data, self.path), data)
@@ -101,17 +99,17 @@ class Saving:
         self,
         files: list[PartFile],
         of_ranks: Sequence[JSON],
-        source: FrozenTensors,
+        frozen: FrozenTensors,
         blocks: Sequence[memoryview],
         poll: Poll | None,
     ) -> tuple[Receipt, ...]:
         with self._explained():
             pieces = {file.name: file.pieces() for file in files}
-            source.begin(pieces, self._require_untouched)  # from here on it can be released
+            frozen.begin(pieces, self._require_untouched)  # from here on `release` can return
             fs.make_directory(self.unfinished)
             state = [write_state(self.unfinished, self.snapshot, of_ranks)] if self.ranks.rank == 0 else []
             with DiskWriter(blocks, poll) as disk:
-                return (*write_parts(self.unfinished, files, source, disk, self.earlier), *state)
+                return (*write_parts(self.unfinished, files, frozen, disk, self.earlier), *state)
 
     def _finish(
         self, receipts: Sequence[Receipt], step: int, info: SaveInfo, give_name: Callable[[], None]
@@ -128,19 +126,19 @@ class Saving:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What may go wrong, in words."""
+        """Turn errors into a YaokiError with a hint."""
         try:
             yield
         except OSError as error:
             raise YaokiError(
                 f"cannot save {self.path}: {error.filename}: {error.strerror}",
-                hint="earlier checkpoints are untouched; see to the disk, then resume the run",
+                hint="earlier checkpoints are untouched; check the disk, then resume the run",
             ) from error
         except FormatError as error:
             raise YaokiError(f"cannot save {self.path}: {error}") from error
 
     def _needed_bytes(self, files: Sequence[PartFile]) -> int:
-        """What is probably linked takes no space; if it is written after all, the disk may still say no."""
+        """Size of this rank's files, without those that will probably be links."""
         return sum(
             file.size_bytes for file in files if self.earlier is None or self.earlier.find(file) is None
         )
@@ -157,7 +155,7 @@ class Saving:
             )
 
     def _require_untouched(self) -> None:
-        """What is written to from now on, the source notices."""
+        """YaokiError if a tensor of the snapshot was written to; `FrozenTensors` detects later writes."""
         for name, part in self.snapshot.parts.items():
             if part.written_to is not None:
                 raise written_to(f"{name}: {part.written_to}")

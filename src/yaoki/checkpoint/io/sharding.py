@@ -1,7 +1,6 @@
-"""Which rows of a whole tensor a rank holds: the part of its state that it writes and reads.
+"""The rows of a tensor that a rank holds, which it writes and reads. Shared by saving and loading.
 
-Tensors are spread along their first dimension (torch's DTensor), or are whole and equal on every rank. It
-knows nothing of files.
+Tensors are sharded along their first dimension (a DTensor), or whole and equal on every rank.
 """
 
 import math
@@ -15,7 +14,7 @@ from yaoki.ranks.torch_internals import is_sharded, local_shape_and_offset, loca
 
 @dataclass(frozen=True, slots=True)
 class LocalShard:
-    """Consecutive rows of a tensor; in file order these are consecutive bytes."""
+    """Consecutive rows of a tensor, which are consecutive bytes."""
 
     global_shape: tuple[int, ...]
     first_row: int
@@ -24,25 +23,25 @@ class LocalShard:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Position of the box's first element, one number per dimension."""
+        """Position of the shard's first element, one number per dimension."""
         return (self.first_row, *(0 for _ in self.global_shape[1:])) if self.global_shape else ()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the box itself."""
+        """Shape of the shard."""
         return (self.num_rows, *self.global_shape[1:]) if self.global_shape else ()
 
     @property
     def row_elements(self) -> int:
-        """Elements of one row."""
+        """Number of elements in a row."""
         return math.prod(self.global_shape[1:])
 
 
 def local_shard_of(tensor: torch.Tensor) -> LocalShard:
-    """Which rows `local_tensor` gives.
+    """The rows that `local_tensor` returns.
 
     Raises:
-        YaokiError: the tensor is spread in another way than along its first dimension.
+        YaokiError: the tensor is sharded along another dimension than the first.
     """
     shape = tuple(tensor.shape)
     if not is_sharded(tensor):
@@ -54,7 +53,7 @@ def local_shard_of(tensor: torch.Tensor) -> LocalShard:
 
 
 def writes_shard(tensor: torch.Tensor, rank: int) -> bool:
-    """Whether this rank writes it: its rows, if it has any; what is equal everywhere, the first rank does."""
+    """Whether this rank writes its shard: any rank that has rows; rank 0 if the tensor is not sharded."""
     if is_sharded(tensor) and tensor.numel():
         return local_tensor(tensor).numel() > 0
     return rank == 0

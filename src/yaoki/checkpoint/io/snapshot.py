@@ -1,7 +1,6 @@
-"""What is to be saved, and what a load gives back: named parts of tensors and JSON.
+"""The state that is saved and loaded: named parts of tensors and JSON.
 
-A snapshot refers to live tensors and copies none; whoever makes one must leave the tensors as they
-are until the writer is done. It knows nothing of what the parts mean or of files.
+A snapshot refers to the live tensors and copies none, so they must not change until they are written.
 """
 
 import copy
@@ -36,26 +35,26 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(
         torch.float64: "F64",
     }
 )
-"""safetensors' names of the dtypes that can be saved."""
+"""Names in safetensors of the dtypes that can be saved."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartState:
-    """The state of one part on one rank: references to its tensors, and a copy of its JSON, which is small.
+    """The state of one part on one rank: references to its tensors, and a copy of its JSON.
 
-    A tensor may be spread over the ranks; see sharding.py.
+    A tensor may be sharded over the ranks; see sharding.py.
 
     Raises:
-        YaokiError: a tensor that cannot be written as it is (sparse, complex, on the meta device), or
-            whose name safetensors cannot hold.
+        YaokiError: a tensor cannot be saved (sparse, complex, on the meta device), or its name is not allowed
+            in safetensors.
     """
 
     scope: Scope
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     json: JSON = None
-    """None: the part has tensors only."""
+    """None if the part has tensors only."""
     rarely_changes: bool = False
-    """Most saves find its tensors as the last one did: they are digested first, and linked to if so."""
+    """The tensors are digested first, and if they are unchanged, the file of the last save is linked."""
     _versions: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,21 +66,21 @@ class PartState:
 
     @property
     def written_to(self) -> str | None:
-        """A tensor to which torch has written in place since this state was made, if there is one."""
+        """Name of a tensor that torch has written to since this state was created, if any."""
         return next((n for n, t in self.tensors.items() if version_of(t) != self._versions[n]), None)
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Name of each tensor that is tied to an earlier one -> name of that one; see `tied`."""
+        """See `tied`."""
         return tied(self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All parts of one instant.
+    """All parts of the state at one time.
 
     Raises:
-        YaokiError: a part's name cannot be part of a file name.
+        YaokiError: the name of a part is not allowed in a file name.
     """
 
     parts: Mapping[str, PartState]
@@ -94,10 +93,10 @@ class Snapshot:
 
 
 def tied(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Name of each tensor that is tied to an earlier one -> name of that one.
+    """Maps the name of each tensor that is tied to an earlier one to the name of that one.
 
-    Tied means the same memory seen in the same way: address, dtype, shape and strides. Views that merely
-    overlap are not tied; each is stored in full.
+    Tied tensors have the same address, dtype, shape and strides. Views that only overlap are not tied; each
+    is stored in full.
     """
     first: dict[object, str] = {}
     aliases = {}
@@ -113,7 +112,7 @@ def tied(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def version_of(tensor: torch.Tensor) -> int:
-    """How often torch has written to the tensor in place, through whatever view."""
+    """The number of in-place writes by torch to the tensor's memory, through any view."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -129,5 +128,5 @@ def _require_storable(name: str, tensor: torch.Tensor) -> None:
 
 
 def _is_unicode(text: str) -> bool:
-    """False for text with lone surrogates, which UTF-8 cannot hold."""
+    """False for text with lone surrogates, which UTF-8 cannot encode."""
     return text.isprintable() or not any(0xD800 <= ord(character) < 0xE000 for character in text)

@@ -1,14 +1,12 @@
-"""Saving: from a snapshot to a checkpoint that is durable, and then read back from the disk.
+"""Saves checkpoints: commits them durably, then reads them back from the disk.
 
-The order is the whole point. Files are written to `step-N.tmp/` and made durable, the manifest last; one
-rename then gives it its name, so a crash at any instant leaves either nothing new or all of it. After
-that all of it is read back; until then it does not count, and nothing older may go.
+Write order: files go to `step-N.tmp/` and are made durable, the manifest last; then one rename gives the
+directory its name, so a crash at any time leaves either nothing new or all of it. After that everything is
+read back; until then the checkpoint does not count for `prune`, so nothing older is removed.
 
-If `step-N` exists already (found corrupt, or saved again after a resume), it is moved aside to
-`step-N.replaced-K` just before that rename and removed only by `prune`. A crash between the two
-renames loses nothing: replaced checkpoints are candidates too.
-
-It knows nothing of when to save and of what the parts mean.
+If `step-N` exists already (it is damaged, or saved again after a resume), it is moved aside to
+`step-N.replaced-K` just before that rename, and removed only by `prune`. A crash between the two renames
+loses nothing, because replaced checkpoints are candidates too.
 """
 
 import contextlib
@@ -42,12 +40,12 @@ class SavedCheckpoint:
     step: int
     size_bytes: int
     duration_s: float
-    """Until it was durable."""
+    """Time until it was durable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A checkpoint that survives a power cut, but was not read back yet."""
+    """A checkpoint that is durable, but was not read back yet."""
 
     saved: SavedCheckpoint
     manifest: Manifest
@@ -55,16 +53,20 @@ class Committed:
 
 
 class CheckpointStore(Catalog):
-    """A run's `checkpoints/` directory, for the one attempt that may write to it, one save at a time.
+    """A run's `checkpoints/` directory, for the only attempt that may write to it, one save at a time.
 
-    With several ranks each has a store of its own, and all make the same calls.
+    Every rank has a store, and all make the same calls.
     """
 
     def __init__(
         self, directory: Path, verified: ValidCheckpoint | None = None, ranks: Channel | None = None
     ) -> None:
-        """`verified`: what the ranks have just read in full; unchanged parts are linked to its files, and it
-        is not read again only to be kept."""
+        """
+        Args:
+            verified: a checkpoint that the ranks have just read in full. It counts as verified when pruning,
+                and files of unchanged parts are linked to it.
+            ranks: the channel between the ranks that save together; None for this process alone.
+        """
         super().__init__(directory)
         if verified is not None:
             self._verified.add(verified.path)
@@ -73,11 +75,11 @@ class CheckpointStore(Catalog):
 
     @property
     def is_first(self) -> bool:
-        """The one of several ranks that removes what may go."""
+        """Whether this is rank 0, which prunes."""
         return self._ranks.rank == 0
 
     def save(self, snapshot: Snapshot, *, step: int, info: SaveInfo) -> SavedCheckpoint:
-        """Write, commit and read back; on return the checkpoint survives a power cut and was found whole.
+        """Commit and read back; then the checkpoint is durable and verified.
 
         Raises:
             YaokiError: see `commit` and `read_back`.
@@ -89,28 +91,28 @@ class CheckpointStore(Catalog):
     def commit(
         self,
         snapshot: Snapshot,
-        source: FrozenTensors,
+        frozen: FrozenTensors,
         *,
         step: int,
         info: SaveInfo,
         poll: Poll | None = None,
     ) -> Committed:
-        """Write and commit; on return the checkpoint survives a power cut.
+        """Write the checkpoint and give it its name; then it is durable.
 
         Args:
-            source: through which the snapshot's tensors are read; whoever waits for it must close it.
+            frozen: reads the tensors of the snapshot; the caller closes it.
             poll: called between blocks; what it raises ends the save.
 
         Raises:
-            YaokiError: no space, an I/O error, or a value that cannot be saved; names the path. What
-                was committed before is untouched, and what was begun is removed if that is possible.
+            YaokiError: too little space, an I/O error, or a value that cannot be saved. Earlier checkpoints
+                are untouched, and the unfinished one is removed if possible.
         """
         start_s = time.monotonic()
         path = self.directory / directory_name(step)
         unfinished = self.directory / unfinished_name(step)
         saving = Saving(self._ranks, path, unfinished, snapshot, self._earlier_files())
         try:
-            receipts = saving.write(source, self._blocks, poll, self._make_room)
+            receipts = saving.write(frozen, self._blocks, poll, self._make_room)
             give_name = partial(self._give_name, unfinished, path, step)
             manifest, manifest_bytes = saving.finish(receipts, step, info, give_name)
         finally:
@@ -121,10 +123,10 @@ class CheckpointStore(Catalog):
         return Committed(saved, manifest, manifest_bytes)
 
     def read_back(self, committed: Committed, poll: Poll | None = None) -> None:
-        """Read what was just committed, from the disk; only then may `prune` count on it.
+        """Read a checkpoint that was just committed back from the disk; then it counts for `prune`.
 
         Raises:
-            YaokiError: it is not what was written. It keeps its name, and a resume will pass it over.
+            YaokiError: it differs from what was written. It keeps its name, and a resume passes it over.
         """
         path, ranks = committed.saved.path, self._ranks
         own = committed.manifest.files_of(ranks.rank)
@@ -132,19 +134,19 @@ class CheckpointStore(Catalog):
         try:
             run_on_all(ranks, read)
         except CorruptCheckpointError as error:
-            # What was found whole earlier may lie on the same disk, or be the same file.
+            # Checkpoints that were verified earlier are on the same disk, or share the damaged file.
             self._verified.clear()
             self._newest_verified = None
             raise YaokiError(
                 f"{path} does not read back as it was written: {error.message}",
-                hint="the disk or the memory is failing; a resume will take an earlier checkpoint",
+                hint="the disk or the memory is failing; a resume will use an earlier checkpoint",
             ) from error
         self._verified.add(path)
         self._newest_verified = ValidCheckpoint(path, committed.manifest)
 
     @cached_property
     def _blocks(self) -> list[memoryview]:
-        """Kept from one save to the next: memory that is touched for the first time is slow."""
+        """Kept between saves, because memory is slow when it is touched for the first time."""
         blocks = new_blocks()
         pin(blocks)
         return blocks
@@ -162,7 +164,7 @@ class CheckpointStore(Catalog):
     def _give_name(self, unfinished: Path, path: Path, step: int) -> None:
         self._verified.discard(path)
         if self._newest_verified is not None and self._newest_verified.path == path:
-            self._newest_verified = None  # the name will stand for another one
+            self._newest_verified = None  # its name is given to another one
         if os.path.lexists(path):
             fs.replace_durably(path, self._free_replaced_path(step))
         fs.replace_durably(unfinished, path)
@@ -172,7 +174,7 @@ class CheckpointStore(Catalog):
         return self.directory / replaced_name(step, max(generations) + 1)
 
     def remove_leftovers(self) -> None:
-        """Unfinished and half-removed checkpoints of dead attempts; they only take up space."""
+        """Remove unfinished and half-removed checkpoints of dead attempts."""
         for path in sorted(self.directory.glob(f"*{fs.TRASH_SUFFIX}")):
             if parse_directory(path.with_name(path.name.removesuffix(fs.TRASH_SUFFIX))) is not None:
                 fs.remove_tree(path)

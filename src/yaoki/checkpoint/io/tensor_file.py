@@ -1,7 +1,7 @@
-"""What a tensor file looks like: safetensors, its header a function of the tensors in it.
+"""The layout of a tensor file: safetensors, with a header that follows from the tensors in it.
 
-So a reader that knows the tensors from the manifest knows every byte of the header before it has read one,
-and has nothing to believe. It knows nothing of where the elements come from or go to.
+So a reader that knows the tensors from the manifest knows every byte of the header before reading it, and
+need not trust any.
 """
 
 import json
@@ -19,12 +19,12 @@ from yaoki.checkpoint.verify import check_size
 from yaoki.errors import CorruptCheckpointError
 
 ALIGNMENT_BYTES = 4096
-"""The header is padded so that the data starts at a multiple of this."""
+"""The header is padded so that the data begins at a multiple of this."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file."""
+    """A tensor, or the shard of one, in a file."""
 
     name: str
     dtype: torch.dtype
@@ -32,17 +32,17 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
-        """Of its elements, row by row."""
+        """Size of its elements in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def in_file_order(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
-    """Widest elements first, so that a tensor starts on a multiple of its element's size; then by name."""
+    """Widest elements first, so that each tensor begins at a multiple of its element size; then by name."""
     return sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
 
 
 def header(tensors: Iterable[StoredTensor]) -> bytes:
-    """safetensors' header for tensors that follow one another without gaps, with padding to the boundary."""
+    """The safetensors header of tensors that are stored without gaps, padded to the alignment."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
@@ -64,27 +64,27 @@ class StoredRows:
     tensor: StoredTensor
     first_row: int
     begin: int
-    """Where they begin, in bytes from the beginning of the file."""
+    """Offset in the file, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """A file with tensors of one part."""
+    """A file with one rank's tensors of a part."""
 
     path: Path
     entry: FileEntry
     part: str
     rank: int
-    """Who has written it."""
+    """The rank that wrote it."""
     is_per_rank: bool
-    """The part is one that each rank has for itself."""
+    """Whether each rank has a part of its own."""
     header: bytes
     order: list[StoredRows]
-    """What follows the header, without gaps."""
+    """The rows after the header, without gaps."""
 
 
 def tensor_files(directory: Path, manifest: Manifest, parts: Sequence[str]) -> list[TensorFile]:
-    """The files of some parts, in the order of the parts.
+    """The files of the given parts, in the order of the parts.
 
     Raises:
         CorruptCheckpointError: the manifest contradicts itself or the files' sizes.
@@ -95,7 +95,7 @@ def tensor_files(directory: Path, manifest: Manifest, parts: Sequence[str]) -> l
             by_file.setdefault(shard.file, []).append((tensor, shard))
     for file in manifest.files:
         if file.name != STATE and file.name not in by_file:
-            raise CorruptCheckpointError("no tensor lies in it", path=plain_child(directory, file.name))
+            raise CorruptCheckpointError("no tensor is listed in it", path=plain_child(directory, file.name))
     found = []
     for part in parts:
         for file in manifest.files:
@@ -129,7 +129,7 @@ def _tensor_file(
     if end != file.size_bytes:
         raise CorruptCheckpointError(
             f"the tensors that the manifest lists need {end} bytes, "
-            f"it also says that the file has {file.size_bytes}",
+            f"but it says that the file has {file.size_bytes}",
             path=path,
         )
     check_size(path, file)

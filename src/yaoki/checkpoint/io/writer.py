@@ -1,7 +1,6 @@
-"""Writes parts as files and gives a receipt for each: one rank's share of a checkpoint.
+"""Writes one rank's files of a checkpoint, and returns their entries for the manifest.
 
-Tensors are streamed: what a save adds to memory is a few blocks, however large the state. It knows nothing of
-steps, manifests on disk or commits.
+Tensors are streamed, so a save needs memory for a few blocks only, however large the state.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,15 +25,15 @@ from yaoki.strict_json import JSON, FormatError, encode_state
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof that a file is durable: what the manifest must say of it."""
+    """The manifest's entries of a file that is durable."""
 
     file: FileEntry
     tensors: tuple[TensorEntry, ...] = ()
-    """Of each only the shard that is in the file."""
+    """Each with the shard in this file only."""
 
 
 class PartFile:
-    """The tensor file of one part on one rank, as it will be."""
+    """The plan of one rank's tensor file of a part."""
 
     def __init__(self, part_name: str, part: PartState, rank: int, world_size: int) -> None:
         self.name = part_file_name(part_name, rank, world_size)
@@ -58,52 +57,52 @@ class PartFile:
 
     @property
     def size_bytes(self) -> int:
-        """Of the whole file."""
+        """Total file size."""
         return len(self.header) + sum(tensor.num_bytes for tensor in self._order)
 
     @property
     def chunk_bytes(self) -> int:
-        """By how much of it at a time it is digested."""
+        """Size of the chunks that are digested."""
         return chunk_bytes_of(self.size_bytes * self._world_size)
 
     @property
     def has_tensors(self) -> bool:
-        """Whether there is anything to write; a rank may have no row of any tensor."""
+        """False if this rank has no rows of any tensor, so that there is no file."""
         return bool(self._tensors)
 
     def pieces(self) -> list[torch.Tensor]:
-        """What follows the header, in this order."""
+        """The tensors after the header, in file order, as views that can be read."""
         return [
             piece for tensor in self._order for piece in pieces_of(local_tensor(self._tensors[tensor.name]))
         ]
 
     def tensor_entries(self) -> tuple[TensorEntry, ...]:
-        """What the manifest says of the part's tensors."""
+        """The manifest's entries of the tensors, each with the shard in this file."""
         return tuple(self._tensor_entry(name, tensor) for name, tensor in self._tensors.items())
 
     def _tensor_entry(self, name: str, tensor: torch.Tensor) -> TensorEntry:
-        box, alias_of = local_shard_of(tensor), self._aliases.get(name)
-        shards = (ShardEntry(self.name, box.offsets, box.shape),) if alias_of is None else ()
+        shard, alias_of = local_shard_of(tensor), self._aliases.get(name)
+        shards = (ShardEntry(self.name, shard.offsets, shard.shape),) if alias_of is None else ()
         dtype = DTYPE_NAMES[tensor.dtype]
-        return TensorEntry(self._part_name, name, self._owner, dtype, box.global_shape, shards, alias_of)
+        return TensorEntry(self._part_name, name, self._owner, dtype, shard.global_shape, shards, alias_of)
 
 
 @dataclass(frozen=True, slots=True)
 class EarlierFiles:
-    """Files of a verified checkpoint, to which an unchanged part may be linked."""
+    """The files of a verified checkpoint, which unchanged parts are linked to."""
 
     directory: Path
     by_name: Mapping[str, FileEntry]
 
     def find(self, file: PartFile) -> FileEntry | None:
-        """What may hold the same bytes as `file`, if that is a part that rarely changes."""
+        """The file that may have the same content, if the part rarely changes."""
         found = self.by_name.get(file.name)
         is_like_it = found is not None and found.size_bytes == file.size_bytes
         return found if file.rarely_changes and is_like_it else None
 
 
 def plan(snapshot: Snapshot, rank: int, world_size: int) -> list[PartFile]:
-    """The tensor files of one rank, in the order of the parts; it may have nothing to write of a part."""
+    """The tensor files that a rank writes, in the order of the parts."""
     files = [PartFile(name, part, rank, world_size) for name, part in snapshot.parts.items() if part.tensors]
     return [file for file in files if file.has_tensors]
 
@@ -111,60 +110,61 @@ def plan(snapshot: Snapshot, rank: int, world_size: int) -> list[PartFile]:
 def write_parts(
     directory: Path,
     files: list[PartFile],
-    source: FrozenTensors,
+    frozen: FrozenTensors,
     disk: DiskWriter,
     earlier: EarlierFiles | None,
 ) -> list[Receipt]:
-    """Write all tensor files to `directory`; one that rarely changes, and has not, is linked instead.
+    """Write all tensor files to `directory`; if a part that rarely changes is unchanged, link its file
+    instead.
 
-    Durable after it: the files' bytes, not yet their names. `source` has each file's pieces under its name.
+    The bytes are durable, but not the files' names. The groups of `frozen` are named like the files.
 
     Raises:
         OSError: with the path.
     """
     receipts = []
     for file in files:
-        entry = None if earlier is None else _link(directory, file, source, disk, earlier)
-        entry = entry or _write(directory, file, source, disk)
+        entry = None if earlier is None else _link(directory, file, frozen, disk, earlier)
+        entry = entry or _write(directory, file, frozen, disk)
         receipts.append(Receipt(entry, file.tensor_entries()))
     disk.wait()
     return receipts
 
 
-def _write(directory: Path, file: PartFile, source: FrozenTensors, disk: DiskWriter) -> FileEntry:
+def _write(directory: Path, file: PartFile, frozen: FrozenTensors, disk: DiskWriter) -> FileEntry:
     stream = disk.begin_file(directory / file.name, file.chunk_bytes)
     stream.put(file.header)
-    source.take(file.name, stream)
+    frozen.take(file.name, stream)
     entry = stream.finish(file.name)
     disk.end_file()
     return entry
 
 
 def _link(
-    directory: Path, file: PartFile, source: FrozenTensors, disk: DiskWriter, earlier: EarlierFiles
+    directory: Path, file: PartFile, frozen: FrozenTensors, disk: DiskWriter, earlier: EarlierFiles
 ) -> FileEntry | None:
-    """Link the file to the earlier one if that has the same bytes; None if it must be written."""
+    """Link the file if the earlier one has the same content; None if it must be written."""
     before = earlier.find(file)
     if before is None:
         return None
     digester = disk.digester(before.chunk_bytes)
     digester.put(file.header)
-    source.read(file.name, digester)
+    frozen.read(file.name, digester)
     if digester.finish(file.name) != before:
         return None
     try:
         fs.link(earlier.directory / file.name, directory / file.name)
-    except OSError:  # another file system, too many links, no links at all: a copy is as good
+    except OSError:  # another file system, too many links, or links are not supported
         return None
-    source.forget(file.name)
+    frozen.drop(file.name)
     return before
 
 
 def state_of_rank(snapshot: Snapshot) -> dict[str, JSON]:
-    """The JSON of the parts that each rank has for itself, by name.
+    """The JSON of the per-rank parts, by name.
 
     Raises:
-        YaokiError: a value would come back from JSON as another one.
+        YaokiError: a value would change when it is read back from JSON.
     """
     return _json_of(snapshot, {Scope.PER_RANK})
 
@@ -172,10 +172,13 @@ def state_of_rank(snapshot: Snapshot) -> dict[str, JSON]:
 def write_state(directory: Path, snapshot: Snapshot, of_ranks: Sequence[JSON]) -> Receipt:
     """Write the JSON of all parts: `{"shared": {part: value}, "per_rank": [{part: value}, ...]}`.
 
-    Durable after it: the file's bytes, not yet its name. `of_ranks`: what `state_of_rank` gives on each.
+    The bytes are durable, but not the file's name.
+
+    Args:
+        of_ranks: the result of `state_of_rank` on each rank.
 
     Raises:
-        YaokiError: a value would come back from JSON as another one.
+        YaokiError: a value would change when it is read back from JSON.
         OSError: with the path.
     """
     shared = _json_of(snapshot, {Scope.SHARDED, Scope.GLOBAL})
@@ -197,7 +200,7 @@ def _json_of(snapshot: Snapshot, scopes: Collection[Scope]) -> dict[str, JSON]:
 
 
 def merged(entries: Iterable[TensorEntry]) -> tuple[TensorEntry, ...]:
-    """One entry for each tensor, with the shards of all ranks; in the order of their first mention."""
+    """One entry per tensor, with the shards of all ranks, in the order of the first entries."""
     by_tensor: dict[tuple[str, int | None, str], TensorEntry] = {}
     for entry in entries:
         key = (entry.part, entry.rank, entry.name)

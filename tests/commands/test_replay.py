@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_made_again(journaled: Path, finished: Path) -> 
     (file, *_) = sorted((journaled / "checkpoints" / f"step-{STEPS:08d}").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     (journaled / "summary.json").unlink()
-    with pytest.raises(CorruptCheckpointError, match="none that can be used") as caught:
+    with pytest.raises(CorruptCheckpointError, match="no checkpoint that can be used") as caught:
         train_here(journaled, config_of(KEEP_ALL, "checkpoint.every_steps=0"))
     assert "yaoki restore RUN" in str(caught.value.hint)
     restore(journaled, STEPS)

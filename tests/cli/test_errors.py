@@ -111,9 +111,8 @@ def test_no_usable_checkpoint(yaoki: Yaoki, copied: Path, trained: Trained) -> N
         ["export", copied, "--to", "out"],
         ["eval", copied],
     ):
-        assert_refused(
-            yaoki(*words), 4, "none that can be used", "step-00000001: manifest.json", "step-00000002"
-        )
+        reasons = ("step-00000001: manifest.json", "step-00000002")
+        assert_refused(yaoki(*words), 4, "no checkpoint that can be used", *reasons)
     assert (copied / "metrics.jsonl").read_bytes() == metrics
     assert not Path("out").exists()
 

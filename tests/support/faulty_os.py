@@ -1,4 +1,4 @@
-"""An `os` for `yaoki.fs` in which some calls are replaced; blocks so small that a small file needs many."""
+"""Replaces calls of `os` in the modules that do I/O, and makes their blocks small."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ BLOCK_BYTES = 8192
 
 
 class FaultyOs:
-    """Passes everything on to `os` but what is given by name."""
+    """The module `os` with some functions replaced, given by name."""
 
     def __init__(self, **calls: Callable[..., Any]) -> None:
         self._calls = calls
@@ -36,7 +36,7 @@ def use_small_blocks(patch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def counted_reads() -> Iterator[list[int]]:
-    """Bytes that checkpoints' tensor files were read in, call by call."""
+    """The number of bytes that each read of a tensor file returned."""
     sizes: list[int] = []
 
     def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
@@ -53,28 +53,28 @@ def is_direct(descriptor: int) -> bool:
 
 
 def can_be_direct(directory: Path) -> bool:
-    """Whether the file system says yes to direct writes."""
+    """Whether the file system accepts O_DIRECT."""
     with (directory / "probe").open("wb") as file:
         return fs.set_direct(file.fileno(), True)
 
 
 class Gate:
-    """Holds up every write until it is opened, from the nth on."""
+    """Blocks every write from the nth on, until it is opened."""
 
     def __init__(self, num_free_writes: int = 0) -> None:
         self._num_free = num_free_writes
         self._open = threading.Event()
         self.reached = threading.Event()
-        """Somebody waits, or has waited."""
+        """Set when a write is blocked for the first time."""
 
     def open(self) -> None:
         self._open.set()
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        """In place of `os.write`."""
+        """Replaces `os.write`."""
         if self._num_free > 0:
             self._num_free -= 1
         else:
             self.reached.set()
-            assert self._open.wait(60), "nobody opens the gate"
+            assert self._open.wait(60), "the gate was not opened within 60 s"
         return os.write(descriptor, data)

@@ -1,4 +1,4 @@
-"""Small states with every kind of part, and bit-for-bit comparison of them."""
+"""Small snapshots with every kind of part, and their comparison bit for bit."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ INFO = SaveInfo(
 
 
 def small_snapshot(step: int) -> Snapshot:
-    """A tied policy, a generator of this rank, JSON only; all of it a function of `step`."""
+    """A policy with tied tensors, a per-rank generator, and a part of JSON only; all depend on `step`."""
     generator = torch.Generator().manual_seed(step)
     embedding = torch.randn(5, 3, generator=generator)
     return Snapshot(
@@ -43,7 +43,7 @@ def scopes(snapshot: Snapshot) -> dict[str, Scope]:
 
 
 def bits(tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
-    """Everything that makes two tensors equal, NaN payloads and the sign of zero included."""
+    """Dtype, shape and bytes, which include the payload of a NaN and the sign of a zero."""
     raw = (
         tensor.detach()
         .clone(memory_format=torch.contiguous_format)
@@ -56,7 +56,7 @@ def bits(tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
 
 
 def content(parts: Mapping[str, PartState]) -> dict[str, object]:
-    """A comparable value: the names in their order, the bits, and the JSON with its own order."""
+    """A value to compare parts by: names in order, bits, and JSON with the order of its keys."""
     return {
         name: (part.scope, [(key, bits(tensor)) for key, tensor in part.tensors.items()], repr(part.json))
         for name, part in parts.items()

@@ -1,4 +1,4 @@
-"""`yaoki checkpoints ...`: look at what a run has saved, and decide what stays. Parses, calls, prints."""
+"""`yaoki checkpoints ...`: list, verify, compare, prune and pin the checkpoints of a run."""
 
 import json
 import time
@@ -23,7 +23,7 @@ PinName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the pin.")
 
 
 def application() -> typer.Typer:
-    """The group of commands."""
+    """The typer application of `yaoki checkpoints`."""
     app = typer.Typer(help="List, verify, compare, prune and pin checkpoints.", no_args_is_help=True)
     app.command("list")(list_all)
     for command in (verify, diff, prune, pin, unpin):
@@ -32,7 +32,7 @@ def application() -> typer.Typer:
 
 
 def list_all(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Every checkpoint, newest first; reads the manifests only."""
+    """List all checkpoints, newest first; reads the manifests only."""
     from yaoki.commands.checkpoints import list_checkpoints
     from yaoki.journal.metrics import read_rows
 
@@ -61,7 +61,7 @@ def verify(
     if damaged:
         raise CorruptCheckpointError(
             f"{len(damaged)} of {len(found)} checkpoints cannot be used: {', '.join(damaged)}",
-            hint="a resume passes over them; restore them from a copy, or leave them to be pruned",
+            hint="a resume passes over them; restore them from a copy, or let them be pruned",
         )
 
 
@@ -72,7 +72,7 @@ def diff(
     other: Annotated[Path | None, typer.Option("--with", help="Run that B belongs to; default RUN.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What changed from checkpoint A to checkpoint B, part by part, and by how much."""
+    """Compare checkpoint A with checkpoint B, part by part: what differs, and by how much."""
     from yaoki.checkpoint.io.diff import diff_checkpoints
     from yaoki.commands.checkpoints import checkpoint_path
 
@@ -85,17 +85,19 @@ def diff(
 def prune(
     run: RunArgument,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what stays, what goes, and why.")
+        bool, typer.Option("--dry-run", help="Show what stays, what is removed, and why.")
     ] = False,
-    keep_last: Annotated[int | None, typer.Option(min=1, help="Newest to keep.")] = None,
+    keep_last: Annotated[int | None, typer.Option(min=1, help="Keep the newest N.")] = None,
     keep_every: Annotated[
-        int | None, typer.Option(min=0, help="Keep steps that are a multiple; 0: none.")
+        int | None, typer.Option(min=0, help="Keep multiples of this step; 0: none.")
     ] = None,
-    keep_best: Annotated[int | None, typer.Option(min=0, help="Best to keep, by held-out accuracy.")] = None,
-    keep_hours: Annotated[float | None, typer.Option(min=0, help="Keep those younger than this.")] = None,
+    keep_best: Annotated[
+        int | None, typer.Option(min=0, help="Keep the best N by held-out accuracy.")
+    ] = None,
+    keep_hours: Annotated[float | None, typer.Option(min=0, help="Keep those that are younger.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove old checkpoints; what is not given is as in the run's config. Reads the newest ones in full."""
+    """Remove old checkpoints. Options default to the run's config; the newest are read in full."""
     from yaoki.commands.checkpoints import policy_of, prune_checkpoints
     from yaoki.journal.metrics import read_rows
 
@@ -114,7 +116,7 @@ def prune(
 
 
 def pin(run: RunArgument, name: PinName, step: Step, as_json: JsonOption = False) -> None:
-    """Keep the checkpoint of STEP for as long as it is pinned as NAME; also while the run is training."""
+    """Pin the checkpoint of STEP as NAME, so that it is never pruned; also while the run is training."""
     from yaoki.commands.checkpoints import pin_checkpoint
 
     pin_checkpoint(RunDirectory(run), name, step)
@@ -122,7 +124,7 @@ def pin(run: RunArgument, name: PinName, step: Step, as_json: JsonOption = False
 
 
 def unpin(run: RunArgument, name: PinName, as_json: JsonOption = False) -> None:
-    """Let the checkpoint that is pinned as NAME be pruned again."""
+    """Remove the pin NAME, so that its checkpoint can be pruned."""
     from yaoki.commands.checkpoints import unpin_checkpoint
 
     step = unpin_checkpoint(RunDirectory(run), name)

@@ -121,9 +121,9 @@ def _describe(
 
 
 def rows_of(directory: RunDirectory, checkpoint: ValidCheckpoint) -> bytes:
-    """The beginning of metrics.jsonl that the checkpoint counts as its own.
+    """The beginning of metrics.jsonl that belongs to the checkpoint.
 
-    CorruptCheckpointError if the file begins otherwise.
+    CorruptCheckpointError if the file begins with other bytes.
     """
     path = checkpoint.path / STATE
     try:
@@ -131,15 +131,15 @@ def rows_of(directory: RunDirectory, checkpoint: ValidCheckpoint) -> bytes:
             case {"shared": {"metrics": {"num_bytes": int(num_bytes), "xxh3_128": str(digest)}}}:
                 pass
             case _:
-                raise FormatError("it does not say where its metrics end")
+                raise FormatError("it has no `metrics` with `num_bytes` and `xxh3_128`")
     except FormatError as error:
         raise CorruptCheckpointError(str(error), path=path) from error
     rows = directory.metrics_path.read_bytes()[:num_bytes]
     if xxhash.xxh3_128_hexdigest(rows) != digest:
         raise CorruptCheckpointError(
             f"{directory.metrics_path} does not begin with the {num_bytes:,} bytes that "
-            f"{checkpoint.path.name} was made with",
-            hint="put the file back as it was",
+            f"{checkpoint.path.name} was saved with",
+            hint="restore the file from a copy",
         )
     return rows
 
@@ -174,7 +174,7 @@ def prune_checkpoints(
 ) -> list[PruneDecision]:
     """Decide which checkpoints stay, newest first; unless it is a dry run, remove the others.
 
-    Reads the newest checkpoints in full, until `policy.keep_last` of them are known to be whole.
+    Reads the newest checkpoints in full, until `policy.keep_last` of them are verified.
     RefusedError while the run is training, which prunes by itself.
     """
     directory.require_run()
@@ -197,21 +197,21 @@ def prune_checkpoints(
 
 
 def policy_of(config: CheckpointConfig, keep_since_unix_s: float | None = None) -> Policy:
-    """What the config keeps, and what was committed since an instant."""
+    """The policy in a config, and optionally a time since which all are kept."""
     return Policy(config.keep_last, config.keep_every or None, config.keep_best, keep_since_unix_s)
 
 
 def pin_checkpoint(directory: RunDirectory, name: str, step: int) -> None:
-    """Make sure that the checkpoint of `step` stays, whatever is pruned, also by a process that trains now.
+    """Pin the checkpoint of `step`, so that it is never pruned, not even by a process that trains now.
 
-    NothingThereError if there is none, or if it was removed at this very moment; RefusedError if the name
-    holds another one.
+    NothingThereError if there is none, or if it was removed concurrently; RefusedError if another one is
+    pinned by this name.
     """
     checkpoint_path(directory, step)
     if (held := Pins(directory.checkpoints).by_name().get(name, step)) != step:
         raise RefusedError(
             f"step {held} is pinned as {name}",
-            hint=f"take another name, or let it go first: yaoki checkpoints unpin {directory.path} {name}",
+            hint=f"use another name, or remove the pin: yaoki checkpoints unpin {directory.path} {name}",
         )
     Pins(directory.checkpoints).set(name, step)
     try:
@@ -222,15 +222,15 @@ def pin_checkpoint(directory: RunDirectory, name: str, step: int) -> None:
 
 
 def unpin_checkpoint(directory: RunDirectory, name: str) -> int:
-    """Let the step that is pinned as `name` go, and return it. NothingThereError for an unknown name."""
+    """Remove a pin and return its step. NothingThereError if there is none of this name."""
     directory.require_run()
     return Pins(directory.checkpoints).remove(name)
 
 
 def find_checkpoint(directory: RunDirectory, at: int | None) -> ValidCheckpoint:
-    """The checkpoint of a step, verified; the newest valid one for None.
+    """The checkpoint of a step, or the newest valid one for None; verified.
 
-    Raises NothingThereError where there is none, CorruptCheckpointError where it is damaged.
+    NothingThereError if there is none, CorruptCheckpointError if it is damaged.
     """
     if at is not None:
         path = checkpoint_path(directory, at)
@@ -243,7 +243,7 @@ def find_checkpoint(directory: RunDirectory, at: int | None) -> ValidCheckpoint:
 
 
 def checkpoint_path(directory: RunDirectory, step: int) -> Path:
-    """The checkpoint of a step, going by its name only. NothingThereError if there is none."""
+    """The path of the checkpoint of a step, which is not read. NothingThereError if there is none."""
     directory.require_run()
     return Catalog(directory.checkpoints).at(step)
 

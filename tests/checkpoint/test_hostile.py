@@ -25,7 +25,7 @@ from yaoki.checkpoint.retention import Policy
 from yaoki.checkpoint.verify import verify
 from yaoki.errors import CorruptCheckpointError, YaokiError
 
-from .test_manifest import signed
+from .forged import signed
 
 WEIGHTS = "policy.params-00000-of-00001.safetensors"
 MEMORY_BYTES = 400 << 20

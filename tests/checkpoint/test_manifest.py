@@ -7,7 +7,6 @@ import random
 from dataclasses import replace
 
 import pytest
-import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +21,9 @@ from yaoki.checkpoint.manifest import (
     parse_manifest,
 )
 from yaoki.errors import CorruptCheckpointError
-from yaoki.strict_json import FormatError, encode, encode_state, parse
+from yaoki.strict_json import FormatError, encode_state, parse
+
+from .forged import signed, with_digest
 
 WEIGHTS = "policy-00000-of-00001.safetensors"
 MANIFEST = Manifest(
@@ -45,17 +46,6 @@ MANIFEST = Manifest(
     ),
 )
 DATA = MANIFEST.to_bytes()
-
-
-def signed(content: object) -> bytes:
-    """`content` with a digest that is right, so that only the form can be wrong."""
-    assert isinstance(content, dict)
-    content = {key: value for key, value in content.items() if key != "digest"}
-    return with_digest(encode(content))
-
-
-def with_digest(body: bytes) -> bytes:
-    return b'{"digest":"%s",%s' % (xxhash.xxh3_128_hexdigest(body).encode(), body[1:])
 
 
 def refusal(data: bytes) -> str:

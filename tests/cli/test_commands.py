@@ -19,7 +19,7 @@ from yaoki.models.critic import build_critic
 from yaoki.models.policy import build_causal_lm
 from yaoki.runs.directory import RunDirectory
 
-from .conftest import REPOSITORY, Done, Trained
+from .commands import REPOSITORY, Done, Trained
 
 Yaoki = Callable[..., Done]
 AIME = REPOSITORY.parent / "shared" / "data" / "aime2024.json"

@@ -8,19 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import OVERRIDES, RECIPE, Done, Trained
+from .commands import OVERRIDES, RECIPE, Done, Trained, assert_refused
 
 Yaoki = Callable[..., Done]
-
-
-def assert_refused(done: Done, code: int, *parts: str) -> None:
-    assert done.code == code, done.err
-    assert done.out == ""
-    assert done.err.startswith("error: ") or "\nerror: " in done.err
-    assert "\n\nhint: " in done.err
-    assert "Traceback" not in done.err
-    for part in parts:
-        assert part in done.err
 
 
 @pytest.mark.parametrize(

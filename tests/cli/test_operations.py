@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Done, Trained
-from .test_errors import assert_refused
+from .commands import Done, Trained, assert_refused
 
 Yaoki = Callable[..., Done]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import REPOSITORY, Done, Trained
+from .commands import REPOSITORY, Done, Trained
 
 ONE_GPU = REPOSITORY / "recipes" / "orz_0.5b_1gpu.toml"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import OVERRIDES, Done, Trained, run_process
+from .commands import OVERRIDES, Done, Trained, run_process
 
 
 def test_the_first_command_trains_and_says_what_next(trained: Trained) -> None:

@@ -12,7 +12,7 @@ from yaoki.checkpoint.catalog import Catalog
 from yaoki.cli.main import main
 from yaoki.runs.directory import RunDirectory
 
-from .conftest import OVERRIDES, PATIENCE_S, assert_as_unbroken, outcomes, processes_of
+from .commands import OVERRIDES, PATIENCE_S, assert_as_unbroken, outcomes, processes_of
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from yaoki.checkpoint.catalog import Catalog
 from yaoki.cli.main import main
 from yaoki.runs.directory import RunDirectory
 
-from .conftest import OVERRIDES, STEPS, assert_as_unbroken, outcomes, processes_of
+from .commands import OVERRIDES, STEPS, assert_as_unbroken, outcomes, processes_of
 
 cluster_utils = pytest.importorskip(
     "ray.cluster_utils", reason="Ray is not installed: pip install 'yaoki[ray]'"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from .conftest import OVERRIDES, assert_as_unbroken, outcomes
+from .commands import OVERRIDES, assert_as_unbroken, outcomes
 
 
 def test_torchrun_trains_what_our_launcher_trains(

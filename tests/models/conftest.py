@@ -5,9 +5,7 @@ import pytest
 
 from yaoki.models.builtin import Pretraining, tiny_base
 
-
-def no_example(index: int) -> tuple[str, str]:
-    raise AssertionError(f"a random model reads no text, not even example {index}")
+from .samples import no_example
 
 
 @pytest.fixture(scope="session")

@@ -17,15 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from yaoki.models import builtin
 from yaoki.models.builtin import END_OF_TEXT, MARKS, Pretraining, cache_directory, tiny_base, tiny_random
 
-from .conftest import no_example
+from .samples import SHORT, example, no_example
 
-SHORT = Pretraining(steps=2, batch_size=8)
 NOTHING = Pretraining(steps=0)
 TOKENIZER = builtin.tiny_tokenizer()
-
-
-def example(index: int) -> tuple[str, str]:
-    return f"{index}+1=<think>", f"</think><answer>\\boxed{{{index + 1}}}</answer>" + "x" * (index % 3)
 
 
 def ignore(done: int, total: int) -> None:
@@ -37,7 +32,7 @@ import sys, time
 from pathlib import Path
 import torch
 from yaoki.models.builtin import Pretraining, tiny_base
-from models.test_builtin import SHORT, example
+from tests.models.samples import SHORT, example
 
 torch.set_num_threads(2)
 torch.rand(int(sys.argv[1]))
@@ -60,7 +55,7 @@ def test_two_processes_that_make_it_at_once_make_the_same(cache: Path, tmp_path:
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACE, str(number), str(meeting)],
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             text=True,
         )

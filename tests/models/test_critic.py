@@ -13,7 +13,7 @@ from yaoki.models.critic import VALUE_HEAD, build_critic, init_value_head, load_
 from yaoki.models.huggingface import export_model, load_tokenizer
 from yaoki.models.policy import load_causal_lm
 
-from .test_policy import some_ids
+from .samples import some_ids
 
 HIDDEN = 128
 

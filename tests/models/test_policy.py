@@ -14,9 +14,7 @@ from yaoki.errors import NothingThereError, UsageError
 from yaoki.models.huggingface import export_model, load_config, load_tokenizer
 from yaoki.models.policy import build_causal_lm, load_causal_lm, token_logprobs
 
-
-def some_ids(rows: int = 3, columns: int = 12, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 262, (rows, columns), generator=torch.Generator().manual_seed(seed))
+from .samples import some_ids
 
 
 def damaged(tiny: str, tmp_path: Path) -> Path:

@@ -346,7 +346,7 @@ def test_a_segment_that_has_gone_in_the_meantime(tmp_path: Path) -> None:
 
 
 def test_pages_bear_checksums(tmp_path: Path) -> None:
-    """A reader that knows nothing of the name still finds a flipped bit, by the page's own checksum."""
+    """A reader that ignores the name still finds a flipped bit, by the checksum of the page."""
     data = bytearray(encoded(batch(KEYS, num_tokens=50))[1])
     metadata = pq.read_metadata(pa.BufferReader(bytes(data)))
     chunks = [metadata.row_group(0).column(index) for index in range(metadata.num_columns)]

@@ -141,7 +141,7 @@ def test_one_worker_is_told_to_stop_and_all_do(
     ended = on_ranks(2, tmp_path, worker(tmp_path / "run", config, stop_in_third_step))
     assert ended == ["stopped: SIGTERM received"] * 2
     attempts = RunDirectory(tmp_path / "run").attempts()
-    assert [attempt["outcome"] for attempt in attempts] == ["stopped"]
+    assert [attempt.outcome for attempt in attempts] == ["stopped"]
     config = make_config()
     run_workers_to_end(tmp_path / "run", config, 2)
     assert_same_run(tmp_path / "run", unbroken_run(config, num_workers=2), STEPS)
@@ -162,7 +162,7 @@ def test_a_worker_that_fails_is_the_end_of_all(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 200
     assert "on purpose" in ended[1].text
     for rank in (0, 2):
-        assert re.search("PeerLostError: another worker of this run is gone", ended[rank].text)
+        assert re.search("PeerLostError: another worker of this run is lost", ended[rank].text)
         assert "GLHF" not in ended[rank].text.rpartition("PeerLostError: ")[2]
 
 

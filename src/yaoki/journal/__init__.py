@@ -1,1 +1,1 @@
-"""What a run records while it goes on. No torch in here."""
+"""Append-only records of a run: rollouts and metrics. No torch."""

@@ -59,7 +59,7 @@ class RolloutJournal:
         self._policy_version = 0
         self._next_number = 0
         self._contents = StepContents()
-        self.replay_only = replay_only
+        self._replay_only = replay_only
         self.num_reused = 0
         """Rollouts of the open step that were found."""
 
@@ -111,7 +111,7 @@ class RolloutJournal:
         found = self._contents.find(keys)
         if found is not None:
             self.num_reused += len(found)
-        elif self.replay_only:
+        elif self._replay_only:
             raise NothingThereError(
                 f"the journal does not hold all rollouts of step {self._step}",
                 hint="only steps whose rollouts were kept can be replayed: see `yaoki status` for them, and "
@@ -130,13 +130,13 @@ class RolloutJournal:
         self._on_append()
 
     def sync(self) -> None:
-        """Return when everything appended is durable; YaokiError if it cannot be made so."""
+        """Block until everything appended is durable; YaokiError if it cannot be made durable."""
         self._commits.sync()
 
     def prune(self, oldest_checkpoint_step: int, keep: str) -> list[Path]:
-        """Remove the steps up to the oldest retained checkpoint's, save those that `journal.keep` wants.
+        """Remove the steps up to that of the oldest retained checkpoint, except those that `keep` retains.
 
-        Returns what was removed. Any thread may call this.
+        `keep` is journal.keep. Returns the removed directories. Any thread may call this.
         """
         return prune_steps(self._directory, oldest_checkpoint_step, keep)
 
@@ -150,8 +150,10 @@ class RolloutJournal:
             fs.publish(directory / str(name), memoryview(data))
 
     def _clean_and_number(self, directory: Path, quarantined: Path) -> int:
-        """Remove unfinished segments of this rank (rank 0: of ranks that no longer exist, too). Returns an
-        unused number."""
+        """Remove unfinished segments of this rank, and on rank 0 those of ranks that no longer exist.
+
+        Returns an unused number.
+        """
         numbers = [0]
         for place in (directory, quarantined):
             for name in segment_names(place):
@@ -189,7 +191,6 @@ def _groups(batches: Sequence[Batch]) -> Iterator[list[Rollout]]:
 class NullJournal:
     """The journal with journal.enabled=false: stores nothing and finds nothing."""
 
-    replay_only = False
     num_reused = 0
 
     def open_step(

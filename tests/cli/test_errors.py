@@ -112,7 +112,11 @@ def test_no_usable_checkpoint(yaoki: Yaoki, copied: Path, trained: Trained) -> N
         ["eval", copied],
     ):
         assert_refused(
-            yaoki(*words), 4, "none that can be used", "step-00000001: manifest.json", "step-00000002"
+            yaoki(*words),
+            4,
+            "no checkpoint that can be used",
+            "step-00000001: manifest.json",
+            "step-00000002",
         )
     assert (copied / "metrics.jsonl").read_bytes() == metrics
     assert not Path("out").exists()

@@ -26,19 +26,21 @@ def test_configure(deterministic: bool) -> None:
     assert torch.get_num_threads() == 2
 
 
-def test_single_threaded_puts_back_what_was() -> None:
-    torch.set_num_threads(2)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_single_threaded_puts_back_what_was(deterministic: bool) -> None:
+    configure(deterministic=deterministic, num_threads=2)
     with single_threaded():
         assert torch.get_num_threads() == 1
         assert torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == 2
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
 
 
-def test_single_threaded_puts_it_back_after_an_error() -> None:
-    torch.set_num_threads(2)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_single_threaded_puts_it_back_after_an_error(deterministic: bool) -> None:
+    configure(deterministic=deterministic, num_threads=2)
     body = single_threaded()
     body.__enter__()
     assert body.__exit__(KeyError, KeyError(), None) in (False, None)
     assert torch.get_num_threads() == 2
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() is deterministic

@@ -3,15 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RECIPE ?= recipes/tiny.toml
+CHECKED := $(addprefix tests/,house config rl learner models data rollout runs journal)
 
-.PHONY: train test test-ray test-vllm lint crash soak docs clean
+.PHONY: train test check test-ray test-vllm lint crash soak docs clean
 
 train: .venv/installed  ## train the built-in base model on generated arithmetic, about four minutes
 	$(BIN)/yaoki train $(RECIPE)
 
 test: .venv/installed-test lint  ## everything that the CPU can run
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray"
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "not ray"
 	$(BIN)/python -m pytest -m "ray and not slow" tests/launch
+
+check: .venv/installed-test lint  ## what to run while working: lint, types, house, and the rooms without processes
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(CHECKED)
 
 crash: .venv/installed-test  ## every crash point and every power cut, not only the sample that `test` takes
 	$(BIN)/python -m pytest -m crash -n 2 --dist worksteal tests/faults
@@ -30,8 +34,9 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-docs: .venv/installed-test  ## regenerate docs/config.md and the learning curves' picture
+docs: .venv/installed-test  ## regenerate docs/config.md, docs/metrics.md and the learning curves' picture
 	$(BIN)/python -m yaoki.config.reference > docs/config.md
+	$(BIN)/python -m yaoki.journal.step_row > docs/metrics.md
 	$(BIN)/python benchmarks/learning_curves.py --draw
 
 clean:  ## remove the environments; runs stay

@@ -196,7 +196,6 @@ def test_about_one_in_eight_is_held_out():
 def test_held_out_tasks_are_the_same_for_everyone_and_prefixes():
     tasks = Arithmetic()
     assert held_out_tasks(tasks, 50) == held_out_tasks(tasks, 80)[:50]
-    assert held_out_tasks(tasks, 50) != held_out_tasks(tasks, 50, held_out_seed=9)
     assert held_out_task(tasks, 0) == held_out_tasks(tasks, 1)[0]
 
 

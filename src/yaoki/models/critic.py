@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from yaoki.models.huggingface import load_config, load_or_explain, require_complete
+from yaoki.models.huggingface import load_config, load_pretrained, require_complete
 
 VALUE_HEAD = "score.weight"
 
@@ -22,21 +22,13 @@ def load_critic(source: str, *, trust_remote_code: bool, dropout: float, head_se
     """
     config = load_critic_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
     with torch.random.fork_rng(devices=[]):
-        model, info = load_or_explain(
-            source,
-            lambda: AutoModelForSequenceClassification.from_pretrained(
-                source,
-                config=config,
-                dtype=torch.float32,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-            ),
+        model, missing = load_pretrained(
+            AutoModelForSequenceClassification, source, config, trust_remote_code=trust_remote_code
         )
-    require_complete(source, set(info["missing_keys"]) - {VALUE_HEAD})
-    if info["missing_keys"]:
+    require_complete(source, missing - {VALUE_HEAD})
+    if missing:
         init_value_head(model, head_seed)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def build_critic(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedModel:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -80,6 +80,24 @@ def load_config(source: str, *, trust_remote_code: bool, dropout: float) -> PreT
             hint="set policy.dropout=0 and critic.dropout=0",
         )
     return config
+
+
+def load_pretrained(
+    auto: Any, source: str, config: PreTrainedConfig, *, trust_remote_code: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    """A float32 model of a transformers auto class, and the names of the weights that `source` lacks."""
+    model, info = load_or_explain(
+        source,
+        lambda: auto.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        ),
+    )
+    return model, set(info["missing_keys"])
 
 
 def require_complete(source: str, missing: Collection[str]) -> None:

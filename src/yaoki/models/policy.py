@@ -8,13 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from yaoki.errors import UsageError
-from yaoki.models.huggingface import load_config, load_or_explain, require_complete
+from yaoki.models.huggingface import load_config, load_pretrained, require_complete
 
 
 def load_causal_lm(source: str, *, trust_remote_code: bool, dropout: float) -> PreTrainedModel:
@@ -24,20 +21,10 @@ def load_causal_lm(source: str, *, trust_remote_code: bool, dropout: float) -> P
     architecture has.
     """
     config = load_config(source, trust_remote_code=trust_remote_code, dropout=dropout)
-    loaded: Any = load_or_explain(
-        source,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        ),
+    model, missing = load_pretrained(
+        AutoModelForCausalLM, source, config, trust_remote_code=trust_remote_code
     )
-    model: PreTrainedModel
-    model, info = loaded
-    require_complete(source, info["missing_keys"])
+    require_complete(source, missing)
     _require_tied(source, model)
     return model
 

@@ -1,16 +1,26 @@
 """Exact value of an arithmetic expression with + - * / and parentheses, from text that may be hostile.
 
-No `eval`; no power and no unary sign, so a value is never much longer than its text.
+Parsed by Python's own parser; only the four operators on non-negative integers are evaluated. There is no
+power and no unary sign, so a value is never much longer than its text.
 """
 
+import ast
+import operator
 import re
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from types import MappingProxyType
+from typing import Any
 
 MAX_EXPRESSION_CHARS = 200
 
-_TOKEN = re.compile(r"\s*(?:(\d{1,9})(?!\d)|([-+*/()]))", re.ASCII)
-_SIGNS = {"\\times": "*", "\\cdot": "*", "\\div": "/", "\\left": "", "\\right": ""}
-_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
+_SIGNS = MappingProxyType({"\\times": "*", "\\cdot": "*", "\\div": "/", "\\left": "", "\\right": ""})
+_ALLOWED = re.compile(r"[-+*/()\d ]*", re.ASCII)
+_NUMBER = re.compile(r"\d+")
+_MAX_DIGITS = 9
+_OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = MappingProxyType(
+    {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+)
 
 
 def expression_value(text: str) -> tuple[Fraction, list[int]] | None:
@@ -22,14 +32,16 @@ def expression_value(text: str) -> tuple[Fraction, list[int]] | None:
         return None
     for word, sign in _SIGNS.items():
         text = text.replace(word, sign)
-    tokens = _tokens(text.rstrip())
-    if tokens is None:
+    text = re.sub(r"\s", " ", text.rstrip(), flags=re.ASCII).lstrip(" ")
+    numbers = _NUMBER.findall(text)
+    if not _ALLOWED.fullmatch(text) or any(len(number) > _MAX_DIGITS for number in numbers):
         return None
+    plain = _NUMBER.sub(lambda number: str(int(number[0])), text)  # Python refuses leading zeros
     try:
-        value = _evaluate(tokens)
-    except (ValueError, IndexError, ZeroDivisionError):
+        value = _evaluate(ast.parse(plain, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError):
         return None
-    return value, [token for token in tokens if isinstance(token, int)]
+    return value, [int(number) for number in numbers]
 
 
 def parse_countdown(answer: str) -> tuple[list[int], int]:
@@ -43,56 +55,12 @@ def parse_countdown(answer: str) -> tuple[list[int], int]:
     return [int(number) for number in numbers.split()], int(target)
 
 
-def _tokens(text: str) -> list[int | str] | None:
-    """`3*(5+8)` -> [3, "*", "(", 5, "+", 8, ")"]"""
-    tokens: list[int | str] = []
-    place = 0
-    while place < len(text):
-        match = _TOKEN.match(text, place)
-        if match is None:
-            return None
-        tokens.append(int(match[1]) if match[1] else match[2])
-        place = match.end()
-    return tokens
-
-
-def _evaluate(tokens: list[int | str]) -> Fraction:
-    """Shunting-yard with two stacks; ValueError, IndexError or ZeroDivisionError if it is no expression.
-
-    Parentheses are added around the whole expression: if they are closed too early, the next operator finds
-    an empty stack.
-    """
-    values: list[Fraction] = []
-    signs: list[str] = ["("]
-    expects_value = True
-    for token in [*tokens, ")"]:
-        if expects_value != (isinstance(token, int) or token == "("):
-            raise ValueError("two values or two operators in a row")
-        if isinstance(token, int):
-            values.append(Fraction(token))
-            expects_value = False
-        elif token == "(":
-            signs.append(token)
-        elif token == ")":
-            while signs[-1] != "(":
-                _reduce(values, signs)
-            signs.pop()
-        else:
-            while _PRECEDENCE.get(signs[-1], 0) >= _PRECEDENCE[token]:
-                _reduce(values, signs)
-            signs.append(token)
-            expects_value = True
-    if signs:
-        raise ValueError("a parenthesis is not closed")
-    return values[0]
-
-
-def _reduce(values: list[Fraction], signs: list[str]) -> None:
-    """Replace the two topmost values by the result of the topmost operator."""
-    right, left, sign = values.pop(), values.pop(), signs.pop()
-    if sign == "+":
-        values.append(left + right)
-    elif sign == "-":
-        values.append(left - right)
-    else:
-        values.append(left * right if sign == "*" else left / right)
+def _evaluate(node: ast.expr) -> Fraction:
+    """ValueError for anything but integers and the four operators; ZeroDivisionError."""
+    match node:
+        case ast.Constant(value=int(number)):
+            return Fraction(number)
+        case ast.BinOp(left, kind, right) if type(kind) in _OPERATORS:
+            value: Fraction = _OPERATORS[type(kind)](_evaluate(left), _evaluate(right))
+            return value
+    raise ValueError(f"not arithmetic: {ast.dump(node)}")

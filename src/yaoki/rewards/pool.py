@@ -66,10 +66,6 @@ class VerifierProcess:
         os.set_blocking(self.replies_fd, False)
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def is_idle(self) -> bool:
         return self.is_ready and self.job is None
 
@@ -145,11 +141,6 @@ class VerifierPool:
 
     def __init__(self, spec: str, num_workers: int, time_limit_s: float) -> None:
         """`spec` as for `load_verifier`; `time_limit_s` is wall time per answer."""
-        if num_workers < 1 or not time_limit_s > 0:
-            raise UsageError(
-                f"a verifier pool of {num_workers} workers with a limit of {time_limit_s} s",
-                hint="both must be positive",
-            )
         self._spec = spec
         self._num_workers = num_workers
         self._time_limit_s = time_limit_s

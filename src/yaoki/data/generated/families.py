@@ -65,14 +65,12 @@ def training_task(family: TaskFamily, run_seed: int, epoch: int, index: int) -> 
     return _first_task(family, False, run_seed, _TRAINING, epoch, index)
 
 
-def held_out_task(family: TaskFamily, index: int, held_out_seed: int = HELD_OUT_SEED) -> Task:
+def held_out_task(family: TaskFamily, index: int) -> Task:
     """The held-out task at a position of an endless sequence, which may repeat tasks."""
-    return _first_task(family, True, held_out_seed, _HELD_OUT, index)
+    return _first_task(family, True, HELD_OUT_SEED, _HELD_OUT, index)
 
 
-def held_out_tasks(
-    family: TaskFamily, num_tasks: int, held_out_seed: int = HELD_OUT_SEED
-) -> tuple[Task, ...]:
+def held_out_tasks(family: TaskFamily, num_tasks: int) -> tuple[Task, ...]:
     """The first `num_tasks` distinct held-out tasks; a smaller number gives a prefix.
 
     DataError if the family does not have that many.
@@ -81,7 +79,7 @@ def held_out_tasks(
     for index in range(_MAX_ATTEMPTS + 20 * num_tasks):
         if len(found) == num_tasks:
             break
-        task = held_out_task(family, index, held_out_seed)
+        task = held_out_task(family, index)
         found.setdefault(task.problem, task)
     if len(found) < num_tasks:
         raise DataError(

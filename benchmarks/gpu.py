@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
@@ -220,9 +221,9 @@ class Runs:
         ours, theirs = ([row["fingerprint"] for row in self.rows(name)] for name in (one, other))
         ends = [self.path(name) / "checkpoints" / directory_name(self._num_steps) for name in (one, other)]
         parts = {
-            part["part"]: part["tensors"] | {"other values": [change["key"] for change in part["json"]]}
+            part.part: asdict(part.tensors) | {"other values": [change.key for change in part.json]}
             for part in diff_checkpoints(*ends)
-            if not part["equal"]
+            if not part.equal
         }
         pairs = list(enumerate(zip(ours, theirs, strict=True), start=1))
         return [

@@ -3,19 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RECIPE ?= recipes/tiny.toml
-CHECKED := $(addprefix tests/,house config rl learner models data rollout runs journal)
 
 .PHONY: train test check test-ray test-vllm lint crash soak docs clean
 
 train: .venv/installed  ## train the built-in base model on generated arithmetic, about four minutes
 	$(BIN)/yaoki train $(RECIPE)
 
+check: .venv/installed-test lint  ## what to run while working: lint, types, all tests that start no process
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not processes"
+
 test: .venv/installed-test lint  ## everything that the CPU can run
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "not ray"
 	$(BIN)/python -m pytest -m "ray and not slow" tests/launch
-
-check: .venv/installed-test lint  ## what to run while working: lint, types, house, and the rooms without processes
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(CHECKED)
 
 crash: .venv/installed-test  ## every crash point and every power cut, not only the sample that `test` takes
 	$(BIN)/python -m pytest -m crash -n 2 --dist worksteal tests/faults

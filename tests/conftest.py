@@ -23,6 +23,31 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
+PROCESS_ROOMS = {"cli", "faults", "launch", "resume", "vllm_engine"}
+PROCESS_MODULES = {f"tests.support.{name}" for name in ("attempts", "harness", "ranks", "workers")}
+PROCESS_FIXTURES = {"finished", "s3_server", "unbroken_run"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make check` leaves out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and starts_processes(item):
+            item.add_marker("processes")
+
+
+def starts_processes(item: pytest.Function) -> bool:
+    """Whether a test trains a run or starts ranks, as far as its room, its imports and its fixtures show."""
+    room = item.path.relative_to(REPOSITORY / "tests").parts[0]
+    if room == "golden":
+        return False  # short, and what every refactor must leave identical
+    imported = {getattr(value, "__module__", None) for value in vars(item.module).values()}
+    return (
+        room in PROCESS_ROOMS
+        or bool(imported & PROCESS_MODULES)
+        or bool(PROCESS_FIXTURES & set(item.fixturenames))
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """All runs of the session share one cache of models; the tests' verifiers can be imported everywhere."""

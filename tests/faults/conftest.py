@@ -2,12 +2,6 @@
 
 import pytest
 
-import yaoki.train.session  # noqa: F401 - imported once here, not in every forked attempt
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "crash: every point instead of a sample; minutes, only on demand")
-
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "crash" in config.getoption("markexpr"):

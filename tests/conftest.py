@@ -23,9 +23,9 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
-PROCESS_ROOMS = {"cli", "faults", "launch", "resume", "vllm_engine"}
+PROCESS_ROOMS = {"cli", "faults", "launch", "mirror", "resume", "vllm_engine"}
 PROCESS_MODULES = {f"tests.support.{name}" for name in ("attempts", "harness", "ranks", "workers")}
-PROCESS_FIXTURES = {"finished", "s3_server", "unbroken_run"}
+PROCESS_FIXTURES = {"finished", "unbroken_run"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

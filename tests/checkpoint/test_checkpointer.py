@@ -423,6 +423,7 @@ EXIT_WHILE_WRITING = """
 """
 
 
+@pytest.mark.processes
 def test_a_process_leaves_though_the_disk_hangs_and_the_last_checkpoint_is_chosen(tmp_path: Path) -> None:
     code = textwrap.dedent(EXIT_WHILE_WRITING)
     left = subprocess.run(

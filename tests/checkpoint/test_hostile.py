@@ -132,6 +132,7 @@ def test_a_manifest_of_ten_gigabytes_is_refused_before_it_is_read(path: Path) ->
 
 
 @on_linux
+@pytest.mark.processes
 def test_a_state_of_a_gigabyte_is_refused_before_it_is_held_in_memory(path: Path) -> None:
     os.truncate(path / "state.json", 1 << 30)
     admit(path, "state.json")

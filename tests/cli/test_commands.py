@@ -214,7 +214,7 @@ def test_eval_of_a_model_on_real_problems(yaoki: Yaoki, exported: Path) -> None:
     settings = [
         "engine.max_new_tokens=16",
         "data.template=short",
-        "data.verifier=tests.support.harness:judge_by_hash",
+        "data.verifier=tests.support.judge:judge_by_hash",
         "run.num_threads=1",
         "run.device=cpu",
     ]

@@ -138,7 +138,7 @@ def test_rows_of_another_environment_are_not_matched(tmp_path: Path) -> None:
     """They cannot be compared, and the run could not resume from such a checkpoint."""
     path = tmp_path / "run"
     train_here(path, config_of(KEEP_ALL, "train.steps=2", "checkpoint.every_steps=0"))
-    train_here(path, config_of(KEEP_ALL, "run.num_threads=2", "checkpoint.every_steps=0"))
+    train_here(path, config_of(KEEP_ALL, "run.deterministic=false", "checkpoint.every_steps=0"))
     before = checkpoint_steps(path)
     with pytest.raises(DivergenceError, match="another environment"):
         restore(path, 1)

@@ -98,6 +98,7 @@ def field_values(name: str) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("name", [n for n in setting_names() if n not in ("engine.type",)])
+@settings(max_examples=25)
 @given(data=st.data())
 def test_each_setting_in_its_class(name: str, data: st.DataObject) -> None:
     values = base(name)

@@ -49,6 +49,7 @@ print(tiny_base(example, "texts", SHORT, meet))
 """
 
 
+@pytest.mark.processes
 def test_two_processes_that_make_it_at_once_make_the_same(cache: Path, tmp_path: Path) -> None:
     meeting = tmp_path / "meeting"
     meeting.mkdir()

@@ -49,12 +49,12 @@ def kill_after(step: int, delay_s: float, *ranks: int) -> Patch:
     return patch
 
 
-@pytest.mark.parametrize("killed_ranks", [(1,), (0,), (0, 1)], ids=str)
+@pytest.mark.parametrize("kills", [[(1,), (0,)], [(0, 1)]], ids=["one after the other", "both at once"])
 def test_killed_and_resumed_is_unbroken(
-    killed_ranks: tuple[int, ...], tmp_path: Path, unbroken_run: UnbrokenRuns, rng: random.Random
+    kills: list[tuple[int, ...]], tmp_path: Path, unbroken_run: UnbrokenRuns, rng: random.Random
 ) -> None:
     config = make_config(*EVERYTHING)
-    for _ in range(2):
+    for killed_ranks in kills:
         patch = kill_after(rng.randrange(1, STEPS - 2), rng.uniform(0, 1.5), *killed_ranks)
         ended = outcomes(2, tmp_path, worker(tmp_path / "killed", config, patch))
         assert not set(killed_ranks) & ended.keys()
@@ -80,19 +80,32 @@ def test_another_number_of_workers_goes_on(
     writers: int, readers: int, tmp_path: Path, unbroken_run: UnbrokenRuns
 ) -> None:
     """The first step samples what it would have with as many workers as before, to the bit."""
-    path = Path(shutil.copytree(unbroken_run(make_config("train.steps=4"), writers), tmp_path / "run"))
+    unbroken = unbroken_run(make_config(), writers)
+    path = copied_as_of_step_4(unbroken, tmp_path / "run")
     saved = Catalog(path / "checkpoints").choose().checkpoint
     assert saved is not None
     assert saved.manifest.world_size == writers
     log = run_workers_to_end(path, make_config("checkpoint.every_steps=0"), readers)
     assert "grade elastic: same state, prompts, seeds and schedule" in log
     assert f"rounding differs because num_workers was {writers}, is {readers}" in log
-    ours, theirs = trajectory(path), trajectory(unbroken_run(make_config(), writers))
+    ours, theirs = trajectory(path), trajectory(unbroken)
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
     assert ours[:4] == theirs[:4]
     assert ours[4]["fingerprint"]["rollouts"] == theirs[4]["fingerprint"]["rollouts"]
     for name in ("epoch", "policy_lr", "critic_lr", "policy_version"):
         assert [row[name] for row in ours] == [row[name] for row in theirs]
+
+
+def copied_as_of_step_4(run: Path, path: Path) -> Path:
+    """A copy of a run of 6 steps, as if it had been killed right after step 4."""
+    shutil.copytree(run, path)
+    shutil.rmtree(path / "checkpoints" / "step-00000006")
+    for step in (5, 6):
+        shutil.rmtree(path / "rollouts" / f"step-{step:08d}", ignore_errors=True)
+    rows = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_text("".join(rows[:4]))
+    (path / "summary.json").unlink()
+    return path
 
 
 def test_what_was_sampled_is_dealt_out_anew(tmp_path: Path) -> None:

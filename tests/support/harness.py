@@ -1,10 +1,9 @@
 """Runs small enough to be killed by the dozen: real processes, real files, a model that really learns.
 
-Rewards come from a stable hash of the text, so about half of the completions that stop earn one and
-every update moves the weights.
+Rewards come from a stable hash of the text (tests/support/judge.py), so about half of the completions that
+stop earn one and every update moves the weights.
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -26,7 +25,6 @@ from yaoki.errors import StopRequested, YaokiError
 from yaoki.journal.metrics import MetricsLog
 from yaoki.journal.step_row import CLOCK_FIELDS, StepRow
 from yaoki.runs.directory import RunDirectory
-from yaoki.types import Task, Verdict, VerdictReason
 
 BASE = [
     "run.num_threads=1",
@@ -38,7 +36,7 @@ BASE = [
     "data.family=arithmetic",
     "data.tasks_per_epoch=64",
     "data.template=short",
-    "data.verifier=tests.support.harness:judge_by_hash",
+    "data.verifier=tests.support.judge:judge_by_hash",
     "policy.init_from=builtin:tiny-random",
     "policy.lr=1e-3",
     "policy.warmup_steps=2",
@@ -69,12 +67,6 @@ EVERYTHING = [
 ]
 """Every mutable thing that a run can have: adaptive KL, refreshed reference, dropout, an epoch boundary
 in the middle of a batch, a bending schedule."""
-
-
-def judge_by_hash(task: Task, text: str) -> Verdict:
-    """A verifier by import path: one stable coin per text."""
-    reward = float(hashlib.blake2b((task.uid + text).encode()).digest()[0] % 2)
-    return Verdict(reward, VerdictReason.CORRECT if reward else VerdictReason.WRONG)
 
 
 def make_config(*overrides: str) -> Config:

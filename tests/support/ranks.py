@@ -1,5 +1,6 @@
 """Runs a function on several ranks: real processes, forked, that meet at a file."""
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -54,15 +55,18 @@ def outcomes(
     for process in ranks:
         process.join(max(0.0, end - time.monotonic()))
     hanging = [rank for rank, process in enumerate(ranks) if process.is_alive()]
+    stacks = [f"rank {rank}:\n{(meeting / f'{rank}.stacks').read_text()}" for rank in hanging]
     for process in ranks:
         process.kill()
-    assert not hanging, f"ranks {hanging} never came back"
+    assert not hanging, "\n".join([f"ranks {hanging} never came back", *stacks])
     answers = {rank: meeting / str(rank) for rank in range(size)}
     return {rank: pickle.loads(path.read_bytes()) for rank, path in answers.items() if path.exists()}
 
 
 def _rank(rank: int, size: int, meeting: Path, work: Callable[[World], Any], timeout_s: float) -> None:
     torch.set_num_threads(1)
+    stacks = (meeting / f"{rank}.stacks").open("w")
+    faulthandler.dump_traceback_later(0.9 * PATIENCE_S, file=stacks)
     store = str(meeting / "store")
     environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), STORE_FILE: store}
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"

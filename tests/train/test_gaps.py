@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 def settings(kind: str) -> Config:
-    return config("data.verifier=tests.support.harness:judge_by_hash", "engine.batch_size=3", *KINDS[kind])
+    return config("data.verifier=tests.support.judge:judge_by_hash", "engine.batch_size=3", *KINDS[kind])
 
 
 def two_turns(request: Request) -> Completion:

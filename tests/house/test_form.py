@@ -6,9 +6,13 @@ import re
 import tokenize
 from collections import Counter
 
+import pytest
+
 from .source import MODULES, REPOSITORY, Module, functions, imported
 
 MAX_FILE_LINES = 350
+MIN_CODE_LINES = 40
+"""A smaller module says why it is one."""
 MAX_FUNCTION_LINES = 60
 MAX_DEPTH = 4
 MAX_TOTAL_LINES = 12_500
@@ -45,6 +49,7 @@ LAYOUT = {
 }
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.TryStar, ast.Match)
 DRAW = re.compile(r"(random|np\.random|numpy\.random)\.|torch\.(rand(n|int|perm)?|manual_seed)$")
+REASON = re.compile(r"\bbecause\b|\bso that\b")
 LINE_NUMBER = re.compile(r"\blines? \d|\.py:\d|#L\d", re.IGNORECASE)
 
 
@@ -98,6 +103,15 @@ def num_code_lines(module: Module) -> int:
 
 def test_the_whole_is_small() -> None:
     assert sum(num_code_lines(module) for module in MODULES) < MAX_TOTAL_LINES
+
+
+@pytest.mark.xfail(strict=False, reason="rooms are still being rewritten")
+def test_a_small_module_says_why_it_is_one() -> None:
+    """In its docstring, with a `because` or a `so that`; otherwise it belongs into another file."""
+    small = [m for m in MODULES if m.path.name[:2] != "__" and num_code_lines(m) < MIN_CODE_LINES]
+    assert len(small) > 5
+    silent = [m.name for m in small if not REASON.search(ast.get_docstring(m.tree) or "")]
+    assert silent == []
 
 
 def test_modules_and_public_names_say_what_they_are() -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from .source import MODULES, imported
+from .source import MODULES, Module, imported
 
 ROOMS = {
     "errors": set(),
@@ -49,6 +49,12 @@ ROOMS = {
 
 NO_TORCH = ["config", "data", "rewards", "journal", "checkpoint", "mirror", "launch", "runs", "cli"]
 """Rooms whose modules, all of them, are imported without torch."""
+
+IMPORTS_TORCH_LATER = {
+    *(f"cli/{name}.py" for name in ("checkpoints", "main", "plan", "runs")),
+    "launch/ray.py",
+}
+"""Modules of these rooms that import torch, or what needs it, where a command comes to need it."""
 
 ONLY_IN = {
     "typer": {"cli/main.py", "cli/options.py", "cli/checkpoints.py", "cli/runs.py", "cli/plan.py"},
@@ -120,3 +126,36 @@ def test_what_answers_at_once_needs_no_torch(room: str) -> None:
     code = f"import sys; {imports}; print(*sorted({{'torch', 'transformers', 'ray'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_only_these_modules_of_rooms_without_torch_import_it_later() -> None:
+    """Inside of a function, itself or by way of another module."""
+    ways = {module.name: way_to_torch(module) for module in MODULES if module.room in NO_TORCH}
+    assert {name for name, way in ways.items() if way is not None} == IMPORTS_TORCH_LATER, ways
+
+
+def way_to_torch(module: Module) -> list[str] | None:
+    """Modules that import each other, anywhere in their text, from this one to one that imports torch."""
+    waiting, seen = [[module]], {module.name}
+    while waiting:
+        path = waiting.pop(0)
+        names = imported(path[-1].tree)
+        if any(name.split(".")[0] in ("torch", "transformers") for name in names):
+            return [step.name for step in path]
+        for name in names:
+            found = module_of(name)
+            if found is not None and found.name not in seen:
+                seen.add(found.name)
+                waiting.append([*path, found])
+    return None
+
+
+def module_of(name: str) -> Module | None:
+    """The module of the package in which a dotted name lies."""
+    parts = name.split(".")[1:] if name.startswith("yaoki.") else []
+    for length in range(len(parts), 0, -1):
+        file = "/".join(parts[:length])
+        for module in MODULES:
+            if module.name in (f"{file}.py", f"{file}/__init__.py"):
+                return module
+    return None
